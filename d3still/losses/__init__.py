@@ -5,4 +5,11 @@ from d3still.losses.precision import full_precision
 from d3still.losses.similarity import cosine_matrix, need_two_images, off_diagonal
 from d3still.losses.triplet import triplet_loss
 
-__all__ = ["cosine_matrix", "full_precision", "kl_divergence", "need_two_images", "off_diagonal", "triplet_loss"]
+__all__ = [
+    "cosine_matrix",
+    "full_precision",
+    "kl_divergence",
+    "need_two_images",
+    "off_diagonal",
+    "triplet_loss",
+]

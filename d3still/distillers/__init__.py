@@ -1,0 +1,25 @@
+"""The baselines, each with its +ACD variant. Importing this package registers all of them."""
+
+from d3still.distillers import cc, csd, d3, fitnet, kd, pkt, raml, rkd, rop, ugd, vanilla
+from d3still.distillers.acd import distiller
+from d3still.distillers.base import Distiller, Pair, SupervisedLoss
+from d3still.distillers.registry import DISTILLERS
+
+__all__ = [
+    "DISTILLERS",
+    "Distiller",
+    "Pair",
+    "SupervisedLoss",
+    "cc",
+    "csd",
+    "d3",
+    "distiller",
+    "fitnet",
+    "kd",
+    "pkt",
+    "raml",
+    "rkd",
+    "rop",
+    "ugd",
+    "vanilla",
+]

@@ -1,0 +1,66 @@
+"""RAHO's pass over the data: block outputs of the gallery network at both resolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from d3still.distillers.acd.importance import BlockImportance
+from d3still.distillers.base import Pair
+
+
+class BlockRecorder:
+    """Context manager that records the pooled output of every block by forward hooks, removed on leaving."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.blocks = network.blocks()
+        self._outputs: list[Tensor] = []
+
+    def __enter__(self) -> BlockRecorder:
+        def record(module: nn.Module, inputs: object, output: Tensor) -> None:
+            self._outputs.append(self.network.pool(output))
+
+        self._hooks = [block.module.register_forward_hook(record) for block in self.blocks]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def take(self) -> list[Tensor]:
+        """Outputs since the last call, one (B, C_i) a block, in order."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+
+@torch.no_grad()
+def measure_importance(gallery: nn.Module, query: nn.Module, pairs: Iterable[Pair]) -> BlockImportance:
+    """Score the gallery network's blocks on pair batches, both networks in eval mode (METHOD, RAHO).
+
+    Their modes are put back afterwards. ``pairs`` are on the networks' device.
+    """
+    modes = gallery.training, query.training
+    gallery.eval(), query.eval()
+    importance = BlockImportance([(block.name, block.stage) for block in gallery.blocks()])
+    try:
+        with BlockRecorder(gallery) as recorder:
+            for pair in pairs:
+                high = gallery(pair.high)
+                high_feats = recorder.take()
+                low = gallery(pair.low)
+                importance.update(
+                    high_feats,
+                    high.retrieval_feat,
+                    recorder.take(),
+                    query(pair.low).retrieval_feat,
+                    low.logits.argmax(1) == pair.labels,
+                )
+    finally:
+        gallery.train(modes[0]), query.train(modes[1])
+    return importance

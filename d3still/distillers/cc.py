@@ -1,0 +1,42 @@
+"""CC: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from d3still.distillers.base import Distiller
+from d3still.distillers.registry import DISTILLERS
+from d3still.losses import full_precision, need_two_images
+from d3still.modeling import ModelOutput
+
+
+@full_precision
+def cc_loss(query_feat: Tensor, gallery_feat: Tensor, normalize: bool = True) -> Tensor:
+    """Correlation of the feature gap between neighbours in the batch.
+
+    With d = |f_q − f_g|, the mean over consecutive images i, i + 1 of Σ d_i·d_{i+1}.
+
+    Args:
+        query_feat, gallery_feat: (B, D) raw features, B ≥ 2.
+        normalize: L2-normalise both first.
+    """
+    need_two_images(query_feat, "CC")
+    if normalize:
+        query_feat, gallery_feat = F.normalize(query_feat), F.normalize(gallery_feat)
+    gap = (query_feat - gallery_feat).abs()
+    return (gap[:-1] * gap[1:]).sum(1).mean()
+
+
+@DISTILLERS.register("CC")
+class CC(Distiller):
+    """`cc_loss` on ``retrieval_feat``."""
+
+    def __init__(self, *, normalize: bool, **common: Any) -> None:
+        super().__init__(**common)
+        self.normalize = normalize
+
+    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
+        return cc_loss(query.retrieval_feat, gallery.retrieval_feat, self.normalize)

@@ -1,0 +1,67 @@
+"""CSD: Wu et al., "Contextual Similarity Distillation for Asymmetric Image Retrieval", CVPR 2022."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from d3still.distillers.base import Distiller
+from d3still.distillers.registry import DISTILLERS
+from d3still.losses import full_precision
+from d3still.losses.similarity import nearest_by_gallery
+from d3still.modeling import ModelOutput
+
+
+@full_precision
+def csd_loss(
+    query_feat: Tensor, gallery_feat: Tensor, topk: int, query_temperature: float, gallery_temperature: float
+) -> Tensor:
+    """KL between the two networks' similarity profiles over each image's gallery neighbours.
+
+    The gallery's probabilities are a target without gradient; on the gallery side the gradient flows
+    through the anchors of S_qg.
+
+    Args:
+        query_feat, gallery_feat: (B, D) raw features.
+        topk: neighbours an image by S_gg, at most B (``CSD.TOPK``).
+        query_temperature, gallery_temperature: softmax temperatures of S_qg and S_gg.
+
+    Raises:
+        UserError: when ``topk`` does not fit the batch.
+    """
+    gallery_sim, query_sim = nearest_by_gallery(query_feat, gallery_feat, topk, "CSD.TOPK")
+    target = F.log_softmax(gallery_sim.detach() / gallery_temperature, dim=1)
+    prediction = F.log_softmax(query_sim / query_temperature, dim=1)
+    return F.kl_div(prediction, target, reduction="batchmean", log_target=True)
+
+
+@DISTILLERS.register("CSD")
+class CSD(Distiller):
+    """`csd_loss` on ``retrieval_feat``."""
+
+    def __init__(self, *, topk: int, query_temperature: float, gallery_temperature: float, **common: Any) -> None:
+        super().__init__(**common)
+        self.topk = topk
+        self.query_temperature, self.gallery_temperature = query_temperature, gallery_temperature
+
+    @classmethod
+    def settings(cls, cfg: CfgNode) -> dict[str, Any]:
+        section = cfg[cls.section]
+        return {
+            "topk": section.TOPK,
+            "query_temperature": section.TEMPERATURE_QUERY,
+            "gallery_temperature": section.TEMPERATURE_GALLERY,
+            "kd_weight": section.KD_WEIGHT,
+        }
+
+    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
+        return csd_loss(
+            query.retrieval_feat,
+            gallery.retrieval_feat,
+            self.topk,
+            self.query_temperature,
+            self.gallery_temperature,
+        )

@@ -1,0 +1,29 @@
+"""VanillaKD: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from d3still.distillers.base import Distiller
+from d3still.distillers.registry import DISTILLERS
+from d3still.losses import kl_divergence
+from d3still.modeling import ModelOutput
+
+
+def kd_loss(query_logits: Tensor, gallery_logits: Tensor, temperature: float) -> Tensor:
+    """τ²·KL(softmax(z_g/τ) ‖ softmax(z_q/τ)) on (B, classes) logits."""
+    return kl_divergence(gallery_logits, query_logits, temperature)
+
+
+@DISTILLERS.register("VanillaKD")
+class VanillaKD(Distiller):
+    """`kd_loss` on ``logits``."""
+
+    def __init__(self, *, temperature: float, **common: Any) -> None:
+        super().__init__(**common)
+        self.temperature = temperature
+
+    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
+        return kd_loss(query.logits, gallery.logits, self.temperature)

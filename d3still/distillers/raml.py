@@ -1,0 +1,46 @@
+"""RAML: Suma and Tolias, "Large-to-Small Image Resolution Asymmetry in Deep Metric Learning", WACV 2023."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from d3still.distillers.base import Distiller
+from d3still.distillers.registry import DISTILLERS
+from d3still.losses import cosine_matrix, full_precision, need_two_images, off_diagonal
+from d3still.modeling import ModelOutput
+
+EPSILON = 1e-6  # added to every difference before it is squared (published code)
+
+
+@full_precision
+def raml_loss(query_feat: Tensor, gallery_feat: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """Absolute and relative alignment of the two spaces.
+
+    mean (1 − cos(f_q, f_g) + ε)² + λ1 · mean over i ≠ j of (S_qg − S_gg + ε)² + λ2 · the same with S_qq.
+
+    Args:
+        query_feat, gallery_feat: (B, D) raw features, B ≥ 2.
+        lambda1, lambda2: weights of the asymmetric and the symmetric relation.
+    """
+    need_two_images(query_feat, "RAML")
+    query_gallery = cosine_matrix(query_feat, gallery_feat)
+    absolute = (1 - F.cosine_similarity(query_feat, gallery_feat) + EPSILON).square().mean()
+    target = off_diagonal(cosine_matrix(gallery_feat, gallery_feat))
+    asymmetric = (off_diagonal(query_gallery) - target + EPSILON).square().mean()
+    symmetric = (off_diagonal(cosine_matrix(query_feat, query_feat)) - target + EPSILON).square().mean()
+    return absolute + lambda1 * asymmetric + lambda2 * symmetric
+
+
+@DISTILLERS.register("RAML")
+class RAML(Distiller):
+    """`raml_loss` on ``retrieval_feat``."""
+
+    def __init__(self, *, lambda1: float, lambda2: float, **common: Any) -> None:
+        super().__init__(**common)
+        self.lambda1, self.lambda2 = lambda1, lambda2
+
+    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
+        return raml_loss(query.retrieval_feat, gallery.retrieval_feat, self.lambda1, self.lambda2)
