@@ -1,0 +1,17 @@
+"""The config: the schema, the loader, published keys, and the paths that follow from a config."""
+
+from d3still.config.load import dump_config, load_config
+from d3still.config.node import Config, get_cfg
+from d3still.config.paths import REPOSITORY, run_dir, weight_path
+from d3still.config.sections import add_section
+
+__all__ = [
+    "REPOSITORY",
+    "Config",
+    "add_section",
+    "dump_config",
+    "get_cfg",
+    "load_config",
+    "run_dir",
+    "weight_path",
+]

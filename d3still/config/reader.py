@@ -1,0 +1,151 @@
+"""YAML files as flat settings: ``SECTION.KEY`` → text or list of texts, with where each was written.
+
+Scalars stay text. What ``0``, ``off`` or ``1e-3`` means is decided by the key's type in the schema
+(`d3still.config.coerce`), so that a file and the command line are understood alike and YAML 1.1's own
+guesses (``on`` is true, ``1e-3`` is a string, ``010`` is eight) do not get in the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from d3still.errors import UserError
+
+BASE_KEY = "_BASE_"
+COMMAND_LINE = "command line"
+MAX_DEPTH = 8  # deeper than any section; stops a YAML alias that contains itself
+NULL_TEXTS = ("", "~", "null", "Null", "NULL")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value as written (text, list or Python value) and the place it was written at."""
+
+    value: Any
+    where: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file's own settings, without those of the files it builds on."""
+
+    file: Path
+    settings: dict[str, Setting]
+    bases: list[Path] = field(default_factory=list)
+
+
+def read_layers(file: str | Path) -> list[Layer]:
+    """The layers of a config, those of its ``_BASE_`` files first; later ones override earlier ones.
+
+    Raises:
+        UserError: for a file that is missing, not YAML, or that builds on itself.
+    """
+    return _collect(Path(file).expanduser(), ())
+
+
+def _collect(file: Path, above: tuple[Path, ...]) -> list[Layer]:
+    resolved = file.resolve()
+    if resolved in above:
+        chain = " -> ".join(shown(path) for path in (*above[above.index(resolved) :], resolved))
+        raise UserError(f"{shown(file)}: {BASE_KEY} goes round in a circle ({chain}); take one link out")
+    layer = read_layer(file)
+    layers: list[Layer] = []
+    for base in layer.bases:
+        if not base.is_file():
+            raise UserError(f"{shown(file)}: {BASE_KEY} names {shown(base)}, which does not exist; correct the path")
+        layers.extend(_collect(base, (*above, resolved)))
+    return [*layers, layer]
+
+
+def read_layer(file: Path) -> Layer:
+    """One YAML file, flattened; its ``_BASE_`` paths are resolved against its own folder."""
+    settings = _flat_settings(_compose(file), shown(file))
+    base = settings.pop(BASE_KEY, None)
+    bases = [] if base is None else base.value if isinstance(base.value, list) else [base.value]
+    if not all(isinstance(entry, str) and entry for entry in bases):
+        raise UserError(f"{base.where}: {BASE_KEY} takes a path or a list of paths, e.g. ../_base_/acd.yaml")
+    return Layer(file, settings, [file.parent / Path(entry).expanduser() for entry in bases])
+
+
+def parse_list(text: str) -> list[Any] | None:
+    """``[40, 70]``, ``(40, 70)``, ``(40,)``, ``40, 70`` or ``40`` as a list of texts; None if unreadable."""
+    text = text.strip()
+    if text[:1] == "(" and text[-1:] == ")":
+        text = f"[{text[1:-1]}]"
+    if text[:1] != "[":
+        text = f"[{text}]"
+    try:
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError:
+        return None
+    return _plain(node, "", 0) if isinstance(node, yaml.SequenceNode) else None
+
+
+def _compose(file: Path) -> yaml.Node:
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; name a config file in it, e.g. --config-file {file}/rop.yaml")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"config file {file} does not exist; check the path given to --config-file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"config file {file} is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"config file {file} cannot be read ({reason}); check its permissions") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{shown(file)}{line}: not valid YAML ({error.problem}); correct that line") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{shown(file)}: not valid YAML ({reason}); correct the file") from None
+    if not isinstance(node, yaml.MappingNode):
+        found = "is empty" if node is None else "holds no sections"
+        raise UserError(f"{shown(file)} {found}; a config is sections of keys, e.g. 'SOLVER: {{MAX_EPOCHS: 120}}'")
+    return node
+
+
+def _flat_settings(root: yaml.MappingNode, file: str) -> dict[str, Setting]:
+    settings: dict[str, Setting] = {}
+
+    def visit(node: yaml.MappingNode, prefix: str, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise UserError(f"{file}: {prefix} is nested too deeply; a key is SECTION.KEY")
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            where = f"{file}, line {key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(f"{where}: a key must be a plain name")
+            key = f"{prefix}.{key_node.value}" if prefix else key_node.value
+            if key in seen or key in settings:
+                raise UserError(f"{where}: {key} is given twice; keep one of them")
+            seen.add(key)
+            if isinstance(value_node, yaml.MappingNode):
+                visit(value_node, key, depth + 1)
+            else:
+                settings[key] = Setting(_plain(value_node, where, depth), where)
+
+    visit(root, "", 0)
+    return settings
+
+
+def _plain(node: yaml.Node, where: str, depth: int) -> Any:
+    """A scalar as text (None when there is nothing), a sequence as a list."""
+    if isinstance(node, yaml.ScalarNode):
+        return None if node.style is None and node.value in NULL_TEXTS else node.value
+    if isinstance(node, yaml.MappingNode) or depth > MAX_DEPTH:
+        raise UserError(f"{where}: a list may hold only plain values")
+    return [_plain(child, where, depth + 1) for child in node.value]
+
+
+def shown(path: Path) -> str:
+    """The path as short as it can be said from the current folder."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
