@@ -1,0 +1,199 @@
+"""The one door through which weights enter a network: strict, and open about what it leaves out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+from torchvision.models import WeightsEnum
+
+from d3still.errors import UserError
+from d3still.modeling.base import RetrievalModel
+from d3still.modeling.weight_files import Weights, read_weights, some
+
+logger = logging.getLogger(__name__)
+
+_CLASSIFIER = "fc.classifier.weight"
+#: Batch norm's count of batches: no weight, and absent from files written before PyTorch 0.4.1.
+_COUNTER = ".num_batches_tracked"
+_PRETRAIN_KEY = "DISTILLER.STUDENT_PRETRAIN_PATH"
+_IBN_RELEASE = "https://github.com/XingangPan/IBN-Net/releases"
+
+
+class LoadReport(NamedTuple):
+    """What came of loading weights.
+
+    Attributes:
+        kind: what sort of weights they were, in words.
+        left_out: keys of the file that were not used.
+        missing: keys of the network that the file did not fill.
+    """
+
+    kind: str
+    left_out: list[str]
+    missing: list[str]
+
+
+def load_weights(
+    model: RetrievalModel,
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any],
+    part: str | None = None,
+    purpose: str = "train",
+) -> LoadReport:
+    """Fill ``model`` from a file or a state dict, strictly; on an error the network is unchanged.
+
+    Accepted forms: see `read_weights`; besides, ImageNet classifiers of torchvision, IBN-Net and timm,
+    whose classifier is left out and whose embedding head stays as it is. The only other exception to
+    strictness: at test a classifier of another width is left out. Both are reported and logged.
+
+    Args:
+        model: the network to fill.
+        path_or_state_dict: where the weights are.
+        part: ``"query"`` or ``"gallery"``: which network of a file that holds both. Without it, the
+            one that fits. A file that holds one network gives that one.
+        purpose: ``"train"``, ``"resume"`` or ``"test"``.
+
+    Raises:
+        UserError: naming the file and the keys, when anything is missing, left over or of another
+            shape, when the number of classes differs (but at test), or when the file cannot be read.
+    """
+    if part not in (None, "query", "gallery") or purpose not in ("train", "resume", "test"):
+        raise ValueError(f"part={part!r}, purpose={purpose!r}")
+    weights = read_weights(path_or_state_dict)
+    kind, state = weights.kind, _choose(weights, model, part)
+    left_out: list[str] = []
+    foreign = model.from_imagenet(state) if weights.alone is not None else None
+    if foreign is not None:
+        kind, state, left_out = foreign
+        if purpose != "train":
+            raise UserError(f"{weights.source}: {kind} weights have no embedding head; give a trained network's file")
+    elif purpose == "test" and _classes(state) not in (None, model.num_classes):
+        left_out = [_CLASSIFIER]
+        state = {key: value for key, value in state.items() if key != _CLASSIFIER}
+    report = LoadReport(kind, left_out, _fill(model, state, weights.source, tuple(left_out)))
+    _log(report, model, weights)
+    return report
+
+
+def load_imagenet_weights(model: RetrievalModel, path: str = "") -> LoadReport:
+    """Start ``model`` from ImageNet weights: from a file, or else torchvision's own, downloaded.
+
+    Args:
+        model: the network to fill; its embedding head stays as it is.
+        path: a weight file of any form that `load_weights` accepts; "" downloads.
+
+    Raises:
+        UserError: when the weights cannot be had, saying which file to fetch and where to name it.
+    """
+    if path:
+        return load_weights(model, path)
+    source = model.imagenet_weights()
+    if source is None:
+        raise UserError(
+            f"{model.name}: torchvision publishes no ImageNet weights for it; fetch the IBN-Net authors' "
+            f"file from {_IBN_RELEASE} and set {_PRETRAIN_KEY} to it"
+        )
+    logger.info("%s starts from torchvision's %s (%s)", model.name, source, source.url)
+    return load_weights(model, _download(source, model.name))
+
+
+def _download(source: WeightsEnum, name: str) -> Mapping[str, Tensor]:
+    try:
+        return source.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:  # no network; disk; a hash that differs
+        raise UserError(
+            f"ImageNet weights of {name} could not be downloaded ({error}); fetch {source.url} elsewhere "
+            f"and set {_PRETRAIN_KEY} to the file, or DISTILLER.STUDENT_PRETRAIN_CHOICE to False"
+        ) from error
+
+
+def _choose(weights: Weights, model: RetrievalModel, part: str | None) -> dict[str, Tensor]:
+    """The state dict meant for ``model``."""
+    networks = weights.networks()
+    if len(networks) == 1:
+        return next(iter(networks.values()))
+    if part is not None:
+        return networks[part]
+    fitting = [state for state in networks.values() if _fits(model, state)]
+    if len(fitting) == 1:
+        return fitting[0]
+    how_many = "both fit" if fitting else "neither fits"
+    raise UserError(
+        f"{weights.source}: holds a query and a gallery network, and {how_many} {model.name}; "
+        "say which is meant (part='query' or part='gallery')"
+    )
+
+
+def _fits(model: RetrievalModel, state: Mapping[str, Tensor]) -> bool:
+    return all(
+        key in state and state[key].shape == value.shape
+        for key, value in model.state_dict().items()
+        if key != _CLASSIFIER and not key.endswith(_COUNTER)
+    )
+
+
+def _classes(state: Mapping[str, Tensor]) -> int | None:
+    return state[_CLASSIFIER].shape[0] if _CLASSIFIER in state else None
+
+
+def _fill(model: RetrievalModel, state: Mapping[str, Tensor], source: str, left_out: tuple[str, ...]) -> list[str]:
+    """Copy ``state`` into ``model``; the keys that stay as they are, which ``left_out`` allows.
+
+    With the classifier left out it may stay; with an ImageNet head left out, the whole head.
+    """
+    expected = model.state_dict()
+    state = dict(state)
+    if not any(key.endswith(_COUNTER) for key in state):
+        state |= {key: torch.zeros_like(value) for key, value in expected.items() if key.endswith(_COUNTER)}
+    stays = "" if not left_out else _CLASSIFIER if left_out == (_CLASSIFIER,) else "fc."
+    missing = [key for key in expected if key not in state]
+    unexcused = [key for key in missing if not (stays and key.startswith(stays))]
+    _require_equal_classes(model, state, source)
+    _require_nothing_wrong(model, expected, state, unexcused, source)
+    model.load_state_dict({key: state.get(key, value) for key, value in expected.items()})
+    return missing
+
+
+def _require_equal_classes(model: RetrievalModel, state: Mapping[str, Tensor], source: str) -> None:
+    classes = _classes(state)
+    if classes not in (None, model.num_classes):
+        raise UserError(
+            f"{source}: was trained on {classes} identities, but this run has {model.num_classes}; "
+            "use the dataset that it was trained on, or other weights"
+        )
+
+
+def _require_nothing_wrong(
+    model: RetrievalModel,
+    expected: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    source: str,
+) -> None:
+    left_over = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} (file {_shape(state[key])}, network {_shape(value)})"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    problems = {"missing": missing, "left over": left_over, "of another shape": misshapen}
+    found = [f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys]
+    if found:
+        raise UserError(f"{source}: does not fit {model.name}; {'; '.join(found)}")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
+
+
+def _log(report: LoadReport, model: RetrievalModel, weights: Weights) -> None:
+    logger.info("%s: loaded %s from %s", model.name, report.kind, weights.source)
+    if weights.extra:
+        logger.info("%s: not part of a network: %s", weights.source, some(list(weights.extra)))
+    if report.left_out:
+        logger.warning("%s: left out %s; not filled: %s", weights.source, some(report.left_out), some(report.missing))
