@@ -1,6 +1,28 @@
 """Images and batches: datasets, reading, augmentation, samplers and loaders."""
 
+from d3still.data.batch import ImageBatch, Normalizer, PairBatch
 from d3still.data.build import build_dataset
 from d3still.data.datasets import DATASETS, Record, RetrievalDataset, Sample
+from d3still.data.image import ImageError, read_image
+from d3still.data.loaders import identity_loader, pair_loader, test_loader
+from d3still.data.prefetch import BatchLoader, explain_worker_death
+from d3still.data.sources import ImageCache
 
-__all__ = ["DATASETS", "Record", "RetrievalDataset", "Sample", "build_dataset"]
+__all__ = [
+    "DATASETS",
+    "BatchLoader",
+    "ImageBatch",
+    "ImageCache",
+    "ImageError",
+    "Normalizer",
+    "PairBatch",
+    "Record",
+    "RetrievalDataset",
+    "Sample",
+    "build_dataset",
+    "explain_worker_death",
+    "identity_loader",
+    "pair_loader",
+    "read_image",
+    "test_loader",
+]

@@ -34,7 +34,7 @@ def build_dataset(
         raise UserError(f"DATASETS.SPLIT '{split}' is not one of {', '.join(SPLITS)}")
     root = Path(root).expanduser()
     if not root.exists():
-        raise UserError(f"{name}: {root} does not exist; set DATASETS.ROOT_DIR to the folder that holds the data")
+        raise UserError(f"{name}: {root} does not exist; set DATASETS.ROOT_DIR to the folder with the data")
     known = inspect.signature(load).parameters
     options: dict[str, str] = {}
     if "split" in known:
@@ -44,7 +44,7 @@ def build_dataset(
     if "camera_pattern" in known:
         options["camera_pattern"] = camera_pattern
     elif camera_pattern:
-        raise UserError(f"DATASETS.CAMERA_PATTERN is for folder datasets; {name} has its own rule, leave it empty")
+        raise UserError(f"DATASETS.CAMERA_PATTERN: {name} has its own rule for cameras; leave the key empty")
     dataset = load(root, **options)
     for note in dataset.notes:
         logger.warning("%s: %s", name, note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -95,7 +96,7 @@ def _sorted_unique(name: str, part: str, records: Iterable[Record]) -> list[Reco
     ordered = sorted(records, key=lambda record: record.path)
     if not ordered:
         raise UserError(f"{name}: the {part} part holds no image")
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         if before.path == after.path:
             raise UserError(f"{name}: {after.path} is listed twice in the {part} part")
     return ordered

@@ -1,0 +1,100 @@
+"""A batch of images on its way from the files to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class ImageBatch:
+    """B images before normalising.
+
+    Attributes:
+        pixels: uint8 (B, 3, H, W).
+        erase: int64 (B, 4), the box to erase as top, left, height, width; height 0 = none.
+        labels: int64 (B,), the samples' identities.
+        indices: int64 (B,), the samples' places in the dataset's list.
+        skipped: paths of images that could not be read and were left out or replaced.
+    """
+
+    pixels: torch.Tensor
+    erase: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
+        """The batch with its tensors on ``device``."""
+        moved = (t.to(device, non_blocking=non_blocking) for t in self._tensors())
+        return ImageBatch(*moved, skipped=self.skipped)
+
+    def pin_memory(self) -> ImageBatch:
+        """The batch in page-locked memory, from which copies to a GPU run asynchronously."""
+        return ImageBatch(*(t.pin_memory() for t in self._tensors()), skipped=self.skipped)
+
+    def _tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.pixels, self.erase, self.labels, self.indices
+
+
+@dataclass
+class PairBatch:
+    """The same images as two independently augmented views, one a resolution."""
+
+    low: ImageBatch
+    high: ImageBatch
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Paths of images that could not be read and were replaced."""
+        return self.low.skipped
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
+        """Both views on ``device``."""
+        return PairBatch(self.low.to(device, non_blocking), self.high.to(device, non_blocking))
+
+    def pin_memory(self) -> PairBatch:
+        """Both views in page-locked memory."""
+        return PairBatch(self.low.pin_memory(), self.high.pin_memory())
+
+
+class Normalizer:
+    """Pixels to network input: (x / 255 − mean) / std, then erased boxes filled with ``mean``.
+
+    The fill is the mean itself, unnormalised, as the published code applies it after normalising.
+    Runs where the batch is, in one batched step without host synchronisation on a GPU.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._mean = torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
+
+    def __call__(self, batch: ImageBatch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Images (B, 3, H, W) in ``dtype`` and channels-last memory; computed in at least float32."""
+        pixels = batch.pixels
+        exact = torch.promote_types(dtype, torch.float32)
+        scale = (1 / (255 * self._std)).to(pixels.device, exact)
+        offset = (self._mean / self._std).to(pixels.device, exact)
+        images = pixels.to(exact, memory_format=torch.channels_last).mul_(scale).sub_(offset)
+        if batch.erase.device.type != "cpu" or bool(batch.erase.any()):
+            fill = self._mean.to(pixels.device, exact)
+            images = torch.where(box_mask(batch.erase, images.shape[2:]), fill, images)
+        return images.to(dtype, memory_format=torch.channels_last)
+
+
+def box_mask(boxes: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Boolean (B, 1, H, W), true inside each image's box (top, left, height, width)."""
+    top, left, height, width = boxes[:, :, None].unbind(dim=1)
+    rows = torch.arange(size[0], device=boxes.device)
+    columns = torch.arange(size[1], device=boxes.device)
+    inside_rows = (rows >= top) & (rows < top + height)
+    inside_columns = (columns >= left) & (columns < left + width)
+    return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]

@@ -1,0 +1,120 @@
+"""From a list of indices to a batch, the same in the main process, a thread or a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from d3still.data.batch import ImageBatch, PairBatch
+from d3still.data.datasets.base import Sample
+from d3still.data.image import ImageError
+from d3still.data.samplers import Batch
+from d3still.data.sources import ImageSource
+from d3still.data.transforms import View, place
+from d3still.errors import UserError
+
+RAISE, REPLACE, DROP = "raise", "replace", "drop"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch to be made: the epoch and the (position, index) of each image."""
+
+    epoch: int
+    images: Batch
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A user's mistake found in a worker; exceptions would arrive wrapped in torch's own traceback."""
+
+    message: str
+
+
+class BatchMaker(torch.utils.data.Dataset):
+    """Makes a batch of one view (`ImageBatch`) or of two views of each image (`PairBatch`, low first).
+
+    Args:
+        samples: the dataset's list.
+        source: of the resized images.
+        views: one or two.
+        seed: of the run.
+        on_bad: "raise" stops; "replace" takes the next readable image of the same identity, else the next
+            readable one of the list; "drop" leaves the image out.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], source: ImageSource, views: Sequence[View], seed: int, on_bad: str
+    ) -> None:
+        self._paths = [sample.path for sample in samples]
+        self._labels = np.array([sample.identity for sample in samples], dtype=np.int64)
+        self._source, self._views = source, tuple(views)
+        self._sizes = [view.size for view in views]
+        self._seed, self._on_bad = seed, on_bad
+
+    def __getitem__(self, request: Request) -> ImageBatch | PairBatch | Failure:
+        """The batch, or what went wrong if the user can put it right."""
+        try:
+            return self.make(request)
+        except UserError as error:
+            return Failure(str(error))
+
+    def make(self, request: Request) -> ImageBatch | PairBatch:
+        """The batch.
+
+        Raises:
+            UserError: an image cannot be read and bad images are not skipped.
+        """
+        skipped: list[str] = []
+        positions, indices, images = [], [], []
+        for position, index in request.images:
+            found = self._read(index, skipped)
+            if found is not None:
+                positions.append(position)
+                indices.append(found[0])
+                images.append(found[1])
+        skipped = list(dict.fromkeys(skipped))
+        batches = []
+        for number, view in enumerate(self._views):
+            pixels, boxes = self._augment(view, [pair[number] for pair in images], request.epoch, positions)
+            labels = torch.from_numpy(self._labels[indices])
+            batches.append(ImageBatch(pixels, boxes, labels, torch.tensor(indices).long(), skipped))
+        return batches[0] if len(batches) == 1 else PairBatch(*batches)
+
+    def _augment(
+        self, view: View, images: list[np.ndarray], epoch: int, positions: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not view.is_random:
+            pixels = np.stack(images) if images else np.zeros((0, 3, *view.size), dtype=np.uint8)
+            return torch.from_numpy(pixels), torch.zeros(len(images), 4, dtype=torch.int64)
+        pixels = np.zeros((len(images), 3, *view.size), dtype=np.uint8)
+        draws = view.draw(self._seed, epoch, positions)
+        choices = zip(images, pixels, draws.flips.tolist(), draws.shifts.tolist(), strict=True)
+        for source, target, flip, (down, right) in choices:
+            place(source, target, flip, down, right)
+        return torch.from_numpy(pixels), torch.from_numpy(draws.boxes)
+
+    def _read(self, index: int, skipped: list[str]) -> tuple[int, list[np.ndarray]] | None:
+        for candidate in self._candidates(index):
+            try:
+                return candidate, self._source.images(candidate, self._sizes)
+            except ImageError:
+                if self._on_bad == RAISE:
+                    raise
+                skipped.append(self._paths[candidate])
+        if self._on_bad == DROP:
+            return None
+        raise UserError(f"none of the {len(self._paths)} images can be read; the first is {self._paths[0]}")
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The image, then what may stand in for it, in an order that follows from the lists alone."""
+        yield index
+        if self._on_bad != REPLACE:
+            return
+        others = np.roll(np.arange(len(self._paths)), -index - 1)[:-1]
+        same = self._labels[others] == self._labels[index]
+        yield from others[same].tolist()
+        yield from others[~same].tolist()

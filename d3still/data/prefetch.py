@@ -1,0 +1,156 @@
+"""Making batches ahead of the training step: a thread, or worker processes."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from d3still.data.batch import ImageBatch, PairBatch
+from d3still.data.fetch import BatchMaker, Failure, Request
+from d3still.data.samplers import BatchSampler
+from d3still.data.sources import usable_cores
+from d3still.errors import UserError
+
+PREFETCH = 2  # batches made ahead, by the thread or by each worker
+_TORCH_WORKER_DEATH = "DataLoader worker"  # how torch's message about a dead worker begins
+
+
+class BatchLoader:
+    """Batches of an epoch, any epoch, from any batch on.
+
+    Args:
+        maker: makes a batch.
+        sampler: says which images a batch holds.
+        num_workers: upper bound of worker processes, never more than there are cores; 0 = a thread.
+        pin_memory: give batches in page-locked memory.
+        start_method: how workers start ("fork", "spawn", …); None = the platform's way.
+    """
+
+    def __init__(
+        self,
+        maker: BatchMaker,
+        sampler: BatchSampler,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        start_method: str | None = None,
+    ) -> None:
+        self._maker, self._sampler = maker, sampler
+        self._num_workers = min(num_workers, usable_cores())
+        self._pin_memory, self._start_method = pin_memory, start_method
+        self._requests = _Requests()
+        self._workers: DataLoader[Any] | None = None
+
+    def num_batches(self, epoch: int) -> int:
+        """How many batches `epoch` gives this rank; may differ from epoch to epoch."""
+        return self._sampler.num_batches(epoch)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ImageBatch | PairBatch]:
+        """The batches of an epoch from batch ``start`` on; those before it are not even read.
+
+        One epoch at a time: beginning another ends the one before.
+
+        Raises:
+            UserError: an image cannot be read, or a worker process died.
+        """
+        requests = [Request(epoch, batch) for batch in self._sampler.epoch(epoch)[start:]]
+        return self._from_workers(requests) if self._num_workers else self._from_thread(requests)
+
+    def close(self) -> None:
+        """Ends the worker processes; a later epoch starts them again."""
+        self._workers = None
+
+    def _from_thread(self, requests: list[Request]) -> Iterator[ImageBatch | PairBatch]:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        ahead: deque[Future[ImageBatch | PairBatch]] = deque()
+        try:
+            for request in requests:
+                ahead.append(pool.submit(self._make, request))
+                if len(ahead) > PREFETCH:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _make(self, request: Request) -> ImageBatch | PairBatch:
+        batch = self._maker.make(request)
+        return batch.pin_memory() if self._pin_memory else batch
+
+    def _from_workers(self, requests: list[Request]) -> Iterator[ImageBatch | PairBatch]:
+        self._requests.current = requests
+        if self._workers is None:
+            self._workers = self._start_workers()
+        try:
+            batches = iter(self._workers)
+            for _ in range(len(requests)):
+                batch = next(batches)
+                if self._requests.current is not requests:
+                    raise RuntimeError("another epoch of this loader has begun; only one can be read at a time")
+                if isinstance(batch, Failure):
+                    raise UserError(batch.message)
+                yield batch
+        except RuntimeError as error:
+            death = explain_worker_death(error)
+            if death is None:
+                raise
+            self.close()
+            raise death from error
+
+    def _start_workers(self) -> DataLoader[Any]:
+        return DataLoader(
+            self._maker,
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=self._num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=self._pin_memory,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            multiprocessing_context=self._start_method,
+            # Its own generator: torch would draw the workers' seeds from the global one, and a run with
+            # workers would differ from one without.
+            generator=torch.Generator(),
+            prefetch_factor=PREFETCH,
+            persistent_workers=True,
+        )
+
+
+def explain_worker_death(error: RuntimeError) -> UserError | None:
+    """The clear form of torch's error about a dead worker process, or None if the error is another.
+
+    torch raises it in the main thread wherever that happens to be, so a trainer asks this too.
+    """
+    if not str(error).startswith(_TORCH_WORKER_DEATH):
+        return None
+    return UserError(
+        f"a process that loads images died ({' '.join(str(error).split())}); if memory or shared memory "
+        "(/dev/shm) ran out, lower DATALOADER.NUM_WORKERS; then start the command again to resume"
+    )
+
+
+class _Requests:
+    """The "sampler" that torch's loader reads: the requests of the current epoch."""
+
+    def __init__(self) -> None:
+        self.current: list[Request] = []
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.current)
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+
+def _as_it_is(batch: ImageBatch | PairBatch | Failure) -> ImageBatch | PairBatch | Failure:
+    return batch
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and a preemption reach every process; the trainer still needs data to finish its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
