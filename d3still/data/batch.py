@@ -79,15 +79,23 @@ class Normalizer:
 
     def __call__(self, batch: ImageBatch, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Images (B, 3, H, W) in ``dtype`` and channels-last memory; computed in at least float32."""
-        pixels = batch.pixels
-        exact = torch.promote_types(dtype, torch.float32)
-        scale = (1 / (255 * self._std)).to(pixels.device, exact)
-        offset = (self._mean / self._std).to(pixels.device, exact)
-        images = pixels.to(exact, memory_format=torch.channels_last).mul_(scale).sub_(offset)
-        if batch.erase.device.type != "cpu" or bool(batch.erase.any()):
-            fill = self._mean.to(pixels.device, exact)
-            images = torch.where(box_mask(batch.erase, images.shape[2:]), fill, images)
+        device, exact = batch.pixels.device, torch.promote_types(dtype, torch.float32)
+        scale = (1 / (255 * self._std)).to(device, exact)
+        offset = (self._mean / self._std).to(device, exact)
+        # In place, since a CPU spends more time on fresh memory than on the arithmetic; and the layout
+        # changes last, since broadcasting a channel's number over channels-last memory is slow.
+        images = batch.pixels.to(exact).mul_(scale).sub_(offset)
+        images = _erase(images, batch.erase, self._mean.to(device, exact))
         return images.to(dtype, memory_format=torch.channels_last)
+
+
+def _erase(images: torch.Tensor, boxes: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+    if boxes.device.type != "cpu":  # reading the boxes would wait for the device
+        return torch.where(box_mask(boxes, images.shape[2:]), fill, images)
+    for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True):
+        if height:
+            image[:, top : top + height, left : left + width] = fill[0]
+    return images
 
 
 def box_mask(boxes: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
