@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from d3still.errors import UserError
 from d3still.modeling.head import FEATURE_WIDTH, EmbeddingHead
 from d3still.modeling.recompute import recomputed
 
@@ -84,13 +83,7 @@ class RetrievalModel(nn.Module, ABC):
         self.checkpoint_activations = checkpoint_activations
 
     def add_head(self, stage_channels: tuple[int, int, int, int], num_classes: int) -> None:
-        """Record the widths and append the embedding head, the last step of building a network.
-
-        Raises:
-            UserError: for less than one class.
-        """
-        if num_classes < 1:
-            raise UserError(f"{self.name}: the number of classes must be at least 1, not {num_classes}")
+        """Record the widths and append the embedding head, the last step of building a network."""
         self.stage_channels, self.num_classes = stage_channels, num_classes
         self.fc = EmbeddingHead(stage_channels[-1], num_classes)
 
@@ -109,6 +102,10 @@ class RetrievalModel(nn.Module, ABC):
 
         Keys that fit nowhere stay in ``state``, for the strict loading that follows to report.
         """
+
+    def own_form(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` without keys that carry no weights, since the architecture determines them."""
+        return dict(state)
 
     def imagenet_weights(self) -> WeightsEnum | None:
         """torchvision's own ImageNet weights of this backbone; None where it publishes none."""

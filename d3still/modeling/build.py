@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from d3still.errors import UserError
+
 # Importing a backbone's file registers its names.
-from d3still.modeling import mobilenet, resnet  # noqa: F401
+from d3still.modeling import mobilenet, resnet, swin  # noqa: F401
 from d3still.modeling.base import RetrievalModel
 from d3still.modeling.registry import NETWORKS
 
@@ -24,4 +26,9 @@ def build_model(
         UserError: for an unknown name, naming the nearest known one, and for a stride or a number of
             classes that no network can have.
     """
-    return NETWORKS.get(name)(name, num_classes, last_stride=last_stride, checkpoint_activations=checkpoint_activations)
+    network = NETWORKS.get(name)
+    if last_stride not in (1, 2):
+        raise UserError(f"DISTILLER.STUDENT_LAST_STRIDE / TEACHER_LAST_STRIDE must be 1 or 2, not {last_stride}")
+    if num_classes < 1:
+        raise UserError(f"{name} needs at least one class (training identity), not {num_classes}")
+    return network(name, num_classes, last_stride, checkpoint_activations)

@@ -14,6 +14,7 @@ from torchvision.models import WeightsEnum
 
 from d3still.errors import UserError
 from d3still.modeling.base import RetrievalModel
+from d3still.modeling.recognition import recognise
 from d3still.modeling.weight_files import Weights, read_weights, some
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def load_weights(
     if part not in (None, "query", "gallery") or purpose not in ("train", "resume", "test"):
         raise ValueError(f"part={part!r}, purpose={purpose!r}")
     weights = read_weights(path_or_state_dict)
-    kind, state = weights.kind, _choose(weights, model, part)
+    kind, state = weights.kind, _own_form(model, _choose(weights, model, part), weights.source)
     left_out: list[str] = []
     foreign = model.from_imagenet(state) if weights.alone is not None else None
     if foreign is not None:
@@ -129,6 +130,13 @@ def _choose(weights: Weights, model: RetrievalModel, part: str | None) -> dict[s
     )
 
 
+def _own_form(model: RetrievalModel, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    try:
+        return model.own_form(state)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
 def _fits(model: RetrievalModel, state: Mapping[str, Tensor]) -> bool:
     return all(
         key in state and state[key].shape == value.shape
@@ -184,7 +192,9 @@ def _require_nothing_wrong(
     problems = {"missing": missing, "left over": left_over, "of another shape": misshapen}
     found = [f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys]
     if found:
-        raise UserError(f"{source}: does not fit {model.name}; {'; '.join(found)}")
+        name = recognise(state)
+        others = f" (these are weights of {name})" if name not in (None, model.name) else ""
+        raise UserError(f"{source}: does not fit {model.name}{others}; {'; '.join(found)}")
 
 
 def _shape(tensor: Tensor) -> str:

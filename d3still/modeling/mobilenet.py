@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from torch import Tensor
 from torchvision.models import MobileNet_V3_Small_Weights, WeightsEnum, mobilenet_v3_small
 
-from d3still.errors import UserError
 from d3still.modeling.base import Block, ForeignWeights, RetrievalModel
 from d3still.modeling.registry import NETWORKS
 
@@ -33,10 +32,8 @@ class MobileNetModel(RetrievalModel):
     def __init__(self, name: str, num_classes: int, last_stride: int = 1, checkpoint_activations: bool = False) -> None:
         super().__init__(name, checkpoint_activations)
         self.model = mobilenet_v3_small().features
-        if last_stride not in (1, 2):
-            raise UserError(f"the last stride must be 1 or 2, not {last_stride} (STUDENT_LAST_STRIDE)")
         self.model[_LAST_STRIDED].block[_DEPTHWISE][0].stride = (last_stride, last_stride)
-        self.add_head((*(self.model[end].out_channels for end in _STAGE_ENDS),), num_classes)
+        self.add_head(tuple(self.model[end].out_channels for end in _STAGE_ENDS), num_classes)
 
     def stage_maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features, maps = images, []

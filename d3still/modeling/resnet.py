@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, resnet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from d3still.errors import UserError
 from d3still.modeling.base import Block, ForeignWeights, RetrievalModel
 from d3still.modeling.registry import NETWORKS
 
@@ -112,8 +111,6 @@ class ResNetModel(RetrievalModel):
 
 def _set_stride(block: BasicBlock | Bottleneck, stride: int) -> None:
     """Give a stage's first block, built with stride 2, another stride."""
-    if stride not in (1, 2):
-        raise UserError(f"the stride of the last stage must be 1 or 2, not {stride} (STUDENT_LAST_STRIDE)")
     strided = block.conv2 if isinstance(block, Bottleneck) else block.conv1
     for convolution in (strided, block.downsample[0]):
         convolution.stride = (stride, stride)
