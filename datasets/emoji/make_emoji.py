@@ -1,0 +1,248 @@
+"""Make emoji.zip, split.json and the figures in README.md from the seven icon packages.
+
+A development tool: nothing needs it to run. It wants Python ≥ 3.10 with resvg-py and pillow, and the packages
+of `SETS`, fetched with their exact versions (README.md has the command):
+
+    python datasets/emoji/make_emoji.py node_modules/@iconify-json            # writes everything
+    python datasets/emoji/make_emoji.py node_modules/@iconify-json --check    # compares, writes nothing
+
+With the same versions of resvg-py and pillow a second run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import sys
+import zipfile
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import resvg_py
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+SIZE = 96  # pixels, height and width
+BACKGROUND = (255, 255, 255)
+MIN_SETS = 6  # an identity is a code point that at least so many of the seven sets draw
+NUM_TRAIN, NUM_VALIDATION, QUERIES_PER_IDENTITY = 700, 100, 2
+SEED = 2024
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the oldest time that the format can hold
+VARIATION_SELECTOR = "fe0f"
+SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
+
+
+@dataclass(frozen=True)
+class IconSet:
+    """One package: its name, its exact version, and the vendor, numbered from 1, that drew it."""
+
+    name: str
+    version: str
+    camera: int
+
+
+SETS = (
+    IconSet("noto", "1.2.9", 1),
+    IconSet("noto-v1", "1.2.5", 1),
+    IconSet("twemoji", "1.2.5", 2),
+    IconSet("openmoji", "1.2.29", 3),
+    IconSet("emojione", "1.2.3", 4),
+    IconSet("emojione-v1", "1.2.3", 4),
+    IconSet("fluent-emoji-flat", "1.2.6", 5),
+)
+
+# Sets without a chars.json are matched by name, and names have changed their meaning: "up-button" is now
+# U+1F199, but in these two sets it is an alias of U+1F53C. Here the right drawing exists under another name.
+RENAMED = {("emojione", "1f199"): "up-text-button", ("emojione-v1", "1f199"): "up-text-button"}
+
+# "cricket" is now the insect, but in noto-v1 and emojione an alias of the game: they never drew the insect.
+# "keyboard" in emojione-v1 is one of a piano, elsewhere of a computer. These three wrong images stay, so that
+# the selection is the plain rule's, but their identities are never tested.
+ALWAYS_TRAIN = ("1f997", "2328")
+
+
+class Package:
+    """The drawings of one set, by icon name and by code point."""
+
+    def __init__(self, folder: Path, icon_set: IconSet) -> None:
+        found = json.loads((folder / "package.json").read_text(encoding="utf-8"))["version"]
+        if found != icon_set.version:
+            sys.exit(f"{folder} has version {found}; {icon_set.version} is needed")
+        self.set = icon_set
+        self.data = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+        self.chars: dict[str, str] = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+
+    def names(self) -> list[str]:
+        """Icon names, then aliases, in the package's order."""
+        return [*self.data["icons"], *self.data.get("aliases", {})]
+
+    def by_character(self) -> dict[str, str]:
+        """Identity → icon name, by chars.json."""
+        found: dict[str, str] = {}
+        for character, name in self.chars.items():
+            identity = identity_of(character)
+            if identity:
+                found.setdefault(identity, name)
+        return found
+
+    def by_name(self, identities: dict[str, str]) -> dict[str, str]:
+        """Identity → icon name, for a set without chars.json: by the other sets' names."""
+        found: dict[str, str] = {}
+        for name in self.names():
+            if name in identities:
+                found.setdefault(identities[name], name)
+        for (set_name, identity), name in RENAMED.items():
+            if set_name == self.set.name:
+                found[identity] = name
+        return found
+
+    def svg(self, name: str) -> str:
+        """A whole SVG file of the icon or alias."""
+        icon: dict = {}
+        turns, flips = 0, []
+        while name not in self.data["icons"]:
+            alias = self.data["aliases"][name]
+            flips += [flip for flip in ("hFlip", "vFlip") if alias.get(flip)]
+            turns += alias.get("rotate", 0)
+            icon = alias | icon
+            name = alias["parent"]
+        icon = self.data["icons"][name] | icon
+        if turns or "vFlip" in flips:
+            sys.exit(f"{self.set.name}/{name} is turned or flipped upside down, which this tool does not draw")
+        left, top = icon.get("left", 0), icon.get("top", 0)
+        width, height = (icon.get(side, self.data.get(side, 16)) for side in ("width", "height"))
+        body = icon["body"]
+        if flips.count("hFlip") % 2:
+            body = f'<g transform="translate({2 * left + width} 0) scale(-1 1)">{body}</g>'
+        return (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'width="{SIZE}" height="{SIZE}" viewBox="{left} {top} {width} {height}">{body}</svg>'
+        )
+
+
+def identity_of(character: str) -> str | None:
+    """A chars.json key without its variation selectors; None for a drawing with a skin tone."""
+    points = [point for point in character.lower().split("-") if point != VARIATION_SELECTOR]
+    return None if SKIN_TONES & set(points) or not points else "-".join(points)
+
+
+def identities_by_name(packages: list[Package]) -> dict[str, str]:
+    """Icon name → the identity that most of the sets with a chars.json give it."""
+    votes: dict[str, Counter] = defaultdict(Counter)
+    for package in packages:
+        for character, name in package.chars.items():
+            identity = identity_of(character)
+            if identity:
+                votes[name][identity] += 1
+    return {name: max(sorted(count), key=count.__getitem__) for name, count in votes.items()}
+
+
+def select(packages: list[Package]) -> dict[str, str]:
+    """File name → SVG of every image, sorted by file name."""
+    by_name = identities_by_name(packages)
+    drawings = {p: p.by_character() if p.chars else p.by_name(by_name) for p in packages}
+    held = Counter(identity for found in drawings.values() for identity in found)
+    return dict(
+        sorted(
+            (f"{identity}_c{package.set.camera:03d}_{package.set.name}.webp", package.svg(name))
+            for package, found in drawings.items()
+            for identity, name in found.items()
+            if held[identity] >= MIN_SETS
+        )
+    )
+
+
+def render(svg: str) -> Image.Image:
+    """The drawing, as large as fits into the square, on the background."""
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True)
+    drawing = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    if drawing.size != (SIZE, SIZE):
+        raise ValueError(f"rendered as {drawing.size}")
+    image = Image.new("RGB", drawing.size, BACKGROUND)
+    image.paste(drawing, mask=drawing)
+    return image
+
+
+def encode(svg: str) -> bytes:
+    """The drawing as a lossless WebP file; an empty one is an error."""
+    image = render(svg)
+    if len(image.getcolors(SIZE * SIZE) or []) == 1:
+        raise ValueError("blank: one colour only")
+    file = io.BytesIO()
+    image.save(file, "WEBP", lossless=True, quality=100, method=6, exact=True)
+    with Image.open(io.BytesIO(file.getvalue())) as stored:
+        if stored.convert("RGB").tobytes() != image.tobytes():
+            raise ValueError("the WebP file is not lossless")
+    return file.getvalue()
+
+
+def split_of(names: list[str]) -> dict[str, list[str]]:
+    """The fixed split: identities of each part, and the file names that are queries."""
+    files: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        files[name.split("_")[0]].append(name)
+    draw = random.Random(SEED)
+    free = [identity for identity in sorted(files) if identity not in ALWAYS_TRAIN]
+    test = sorted(draw.sample(free, len(files) - NUM_TRAIN))
+    train = sorted(set(files) - set(test))
+    validation = sorted(draw.sample([i for i in train if i not in ALWAYS_TRAIN], NUM_VALIDATION))
+    queries = {
+        part: sorted(q for i in identities for q in draw.sample(files[i], QUERIES_PER_IDENTITY))
+        for part, identities in (("test", test), ("validation", validation))
+    }
+    for query in queries["test"] + queries["validation"]:
+        identity, camera, _ = query.split("_")
+        rest = set(files[identity]) - set(queries["test"] + queries["validation"])
+        if all(name.split("_")[1] == camera for name in rest):
+            raise ValueError(f"{query} has no match by another vendor")
+    return {
+        "train": train,
+        "validation": validation,
+        "test": test,
+        "query": queries["test"],
+        "validation_query": queries["validation"],
+    }
+
+
+def archive(images: dict[str, bytes]) -> bytes:
+    """An uncompressed zip file of the images, the same bytes every time."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
+        for name, content in images.items():
+            info = zipfile.ZipInfo(name, ZIP_TIME)
+            info.create_system, info.external_attr = 3, 0o644 << 16  # as if made on Unix, wherever it was
+            target.writestr(info, content)
+    return file.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packages", type=Path, help="the folder with noto/, twemoji/, … (@iconify-json)")
+    parser.add_argument("--check", action="store_true", help="compare with what is there; write nothing")
+    arguments = parser.parse_args()
+    packages = [Package(arguments.packages / icon_set.name, icon_set) for icon_set in SETS]
+    svgs = select(packages)
+    with ProcessPoolExecutor() as pool:
+        images = dict(zip(svgs, pool.map(encode, svgs.values(), chunksize=64), strict=True))
+    split = split_of(list(images))
+    outputs = {
+        "emoji.zip": archive(images),
+        "split.json": (json.dumps(split, indent=0) + "\n").encode(),
+    }
+    print(f"{len({n.split('_')[0] for n in images})} identities, {len(images)} images, 0 blank")
+    for name, content in outputs.items():
+        path = HERE / name
+        same = path.exists() and path.read_bytes() == content
+        print(f"{name}: {len(content):,} bytes, {'as before' if same else 'changed'}")
+        if not arguments.check:
+            path.write_bytes(content)
+        elif not same:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
