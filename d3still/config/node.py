@@ -13,7 +13,7 @@ from d3still.config.coerce import coerce
 from d3still.config.defaults import default_tree
 from d3still.config.imports import IMPORTS_KEY, import_user_code
 from d3still.config.published import translate, translate_overrides
-from d3still.config.reader import COMMAND_LINE, Setting, read_layers
+from d3still.config.reader import COMMAND_LINE, Setting, read_layers, shown
 from d3still.config.sections import added_sections
 from d3still.errors import UserError
 
@@ -24,14 +24,14 @@ class Config(CfgNode):
     """A tree of sections and keys, read as ``cfg.SOLVER.MAX_EPOCHS``.
 
     Attributes:
-        config_file: the file that was merged last, or None; not a key.
+        config_file: the file that was merged last, as an absolute path, or None; not a key.
     """
-
-    CONFIG_FILE = "config_file"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.__dict__[Config.CONFIG_FILE] = None
+        # yacs takes attributes for keys, so what is none goes past it.
+        self.__dict__["config_file"] = None
+        self.__dict__["_origins"] = {}
 
     def merge_from_file(self, cfg_filename: str | Path) -> None:
         """Merge a YAML file and the files it names in ``_BASE_``; published files are translated.
@@ -41,12 +41,12 @@ class Config(CfgNode):
         Raises:
             UserError: for anything wrong with the files; this config is then unchanged.
         """
-        values: dict[str, Any] = {}
+        values: dict[str, Setting] = {}
         for layer in read_layers(cfg_filename):
             settings = translate(layer)
             values |= self._understood(settings, layer.file.parent, values)
         self._assign(values)
-        self.__dict__[Config.CONFIG_FILE] = Path(cfg_filename).expanduser().resolve()
+        self.__dict__["config_file"] = Path(cfg_filename).expanduser().resolve()
 
     def merge_from_list(self, cfg_list: Iterable[Any]) -> None:
         """Merge ``[KEY, VALUE, …]`` as given on a command line; published keys are understood.
@@ -76,35 +76,41 @@ class Config(CfgNode):
         """All values by their full key, ``{"SOLVER.MAX_EPOCHS": 120, …}``."""
         return dict(_leaves(self))
 
-    def _understood(self, settings: dict[str, Setting], folder: Path, before: dict[str, Any]) -> dict[str, Any]:
-        """Values of the keys' own types; imports user code first and takes in the sections it adds."""
-        values: dict[str, Any] = {}
+    def origin(self, key: str) -> str:
+        """Where the value of a key was written, for an error message: a file and line, or the command line."""
+        file = self.__dict__["config_file"]
+        return self.__dict__["_origins"].get(key, shown(file) if file else "config")
+
+    def _understood(self, settings: dict[str, Setting], folder: Path, before: dict[str, Setting]) -> dict[str, Setting]:
+        """The settings with values of the keys' own types; user code is imported first, for its sections."""
+        understood: dict[str, Setting] = {}
         if IMPORTS_KEY in settings:
-            setting = settings[IMPORTS_KEY]
-            entries = coerce(IMPORTS_KEY, setting, [])
-            found = [import_user_code(entry, folder, setting.where) for entry in entries]
-            earlier = before.get(IMPORTS_KEY, self.EXPERIMENT.IMPORTS)
-            values[IMPORTS_KEY] = list(dict.fromkeys([*earlier, *found]))
+            where = settings[IMPORTS_KEY].where
+            entries = coerce(IMPORTS_KEY, settings[IMPORTS_KEY], [])
+            found = [import_user_code(entry, folder, where) for entry in entries]
+            earlier = before[IMPORTS_KEY].value if IMPORTS_KEY in before else self.EXPERIMENT.IMPORTS
+            understood[IMPORTS_KEY] = Setting(list(dict.fromkeys([*earlier, *found])), where)
         defaults = get_cfg().flat()
         for key, setting in settings.items():
             if key not in defaults:
                 raise UserError(f"{setting.where}: {_unknown(key, defaults)}")
             if key != IMPORTS_KEY:
-                values[key] = coerce(key, setting, defaults[key])
-        return values
+                understood[key] = Setting(coerce(key, setting, defaults[key]), setting.where)
+        return understood
 
-    def _assign(self, values: dict[str, Any]) -> None:
+    def _assign(self, settings: dict[str, Setting]) -> None:
         if self.is_frozen():
             raise AttributeError("this config is frozen; settings belong in its file or on the command line")
         for name, section in added_sections():
             if name not in self:
                 self[name] = Config(section)
-        for key, value in values.items():
+        for key, setting in settings.items():
             *path, leaf = key.split(".")
             node = self
             for part in path:
                 node = node[part]
-            node[leaf] = value
+            node[leaf] = setting.value
+            self.__dict__["_origins"][key] = setting.where
 
 
 def get_cfg() -> Config:
