@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -47,6 +49,7 @@ class RetrievalDataset:
         gallery: gallery images, likewise; identity −1 is junk.
         identity_map: original training identity → label.
         notes: what differs from the published dataset, one sentence each.
+        published: for a benchmark, the numbers its authors give: what is counted → the values in use.
     """
 
     name: str
@@ -55,11 +58,34 @@ class RetrievalDataset:
     gallery: list[Sample]
     identity_map: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    published: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
         """The number of training identities."""
         return len(self.identity_map)
+
+    def counts(self) -> dict[str, int]:
+        """Images and identities of each part, and cameras of query and gallery together."""
+        tested = self.query + self.gallery
+        return {
+            "train images": len(self.train),
+            "train identities": self.num_classes,
+            "query images": len(self.query),
+            "query identities": len({sample.identity for sample in self.query}),
+            "gallery images": len(self.gallery),
+            "gallery identities": len({s.identity for s in self.gallery if s.identity != JUNK_IDENTITY}),
+            "cameras": len({sample.camera for sample in tested}),
+        }
+
+    def compare_with_published(self, published: dict[str, tuple[int, ...]]) -> None:
+        """Keep the published numbers and note each count that is none of them."""
+        self.published = published
+        counts = self.counts()
+        for what, values in published.items():
+            if counts[what] not in values:
+                expected = " or ".join(f"{value:,}" for value in values)
+                self.notes.append(f"{counts[what]:,} {what}, published: {expected}")
 
     @classmethod
     def from_records(
@@ -93,7 +119,7 @@ class RetrievalDataset:
 
 
 def _sorted_unique(name: str, part: str, records: Iterable[Record]) -> list[Record]:
-    ordered = sorted(records, key=lambda record: record.path)
+    ordered = sorted(records, key=lambda record: record.path.replace(os.sep, "/"))
     if not ordered:
         raise UserError(f"{name}: the {part} part holds no image")
     for before, after in itertools.pairwise(ordered):
@@ -102,7 +128,7 @@ def _sorted_unique(name: str, part: str, records: Iterable[Record]) -> list[Reco
     return ordered
 
 
-def _in_order(records: Sequence[Record]) -> list[str | int]:
+def _in_order(records: Iterable[Record]) -> list[str | int]:
     """Distinct identities: by number where all are numbers, else by name."""
     identities = {record.identity for record in records}
     if all(_is_number(identity) for identity in identities):
@@ -110,20 +136,23 @@ def _in_order(records: Sequence[Record]) -> list[str | int]:
     return sorted({str(identity) for identity in identities})
 
 
-def _numbers(identities: Sequence[str | int]) -> dict[str, int]:
-    if all(_is_number(identity) for identity in identities):
-        return {str(identity): int(identity) for identity in identities}
-    named = [identity for identity in identities if str(identity) != str(JUNK_IDENTITY)]
-    return {str(JUNK_IDENTITY): JUNK_IDENTITY} | {str(identity): n for n, identity in enumerate(named)}
-
-
 def _is_number(identity: str | int) -> bool:
-    return isinstance(identity, int) or identity.removeprefix("-").isdecimal()
+    return isinstance(identity, int) or re.fullmatch(r"-?[0-9]+", identity) is not None
+
+
+def _numbers(identities: Sequence[str | int]) -> dict[str, int]:
+    """Each identity's number: its own, or its place among the names; −1 stays junk in either case."""
+    if all(isinstance(identity, int) for identity in identities):
+        return {str(identity): int(identity) for identity in identities}
+    named = [str(identity) for identity in identities if str(identity) != str(JUNK_IDENTITY)]
+    return {str(JUNK_IDENTITY): JUNK_IDENTITY} | {identity: number for number, identity in enumerate(named)}
 
 
 def _own_cameras(records: Sequence[Record]) -> dict[str, int]:
-    """A camera for each file that has none; a file in both query and gallery keeps one camera."""
-    return {path: camera for camera, path in enumerate(sorted({r.path for r in records if r.camera is None}))}
+    """A camera for each file that has none, after those in use; the same for query and gallery."""
+    first = max((record.camera + 1 for record in records if record.camera is not None), default=0)
+    alone = sorted({record.path for record in records if record.camera is None})
+    return {path: camera for camera, path in enumerate(alone, start=first)}
 
 
 def _samples(records: Sequence[Record], numbers: dict[str, int], cameras: dict[str, int]) -> list[Sample]:
@@ -137,4 +166,4 @@ def _samples(records: Sequence[Record], numbers: dict[str, int], cameras: dict[s
 
 
 def _first_junk(records: Sequence[Record]) -> str:
-    return next(r.path for r in records if str(r.identity) == str(JUNK_IDENTITY))
+    return next(r.path for r in records if _is_number(r.identity) and int(r.identity) == JUNK_IDENTITY)

@@ -1,0 +1,213 @@
+"""The embedded emoji set: one identity a code point, one camera a vendor (datasets/emoji/README.md)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset
+from d3still.data.datasets.files import some
+from d3still.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+NAME = "emoji"
+ARCHIVE = "emoji.zip"
+SPLIT_FILE = "split.json"
+IMAGES = "images"
+_RESTORE = "restore it with: git checkout -- datasets/emoji"
+_FILE_NAME = re.compile(r"([0-9a-f]+(?:-[0-9a-f]+)*)_c(\d{3})_[a-z0-9-]+\.webp")  # 1f600_c002_twemoji.webp
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ABANDONED_AFTER = 3600.0  # seconds; by then the process that unpacked into a temporary folder is gone
+
+_SPLITS = {"test": ("test", "query"), "val": ("validation", "validation_query")}
+"""DATASETS.SPLIT → keys of split.json: the identities that are tested, the files that are queries."""
+
+
+@DATASETS.register(NAME)
+def emoji(root: Path, split: str = "test") -> RetrievalDataset:
+    """1,078 emoji as five vendors draw them in seven sets, 7,366 images of 96 × 96 pixels.
+
+    Query and gallery identities are numbered in the order of their code points. On first use the images are
+    unpacked beside the archive, or into the user's cache folder where that cannot be written to; several
+    processes may do so at once, and what an interrupted one left is completed.
+
+    Args:
+        root: the folder with emoji.zip and split.json, or the one that holds it as ``emoji``.
+        split: "test": 700 training identities, 378 tested ones. "val": 600 of the 700, the other 100 tested.
+
+    Raises:
+        UserError: the archive or the split is missing or damaged, or the images can be unpacked nowhere.
+    """
+    if split not in _SPLITS:
+        raise UserError(f"DATASETS.SPLIT '{split}' is not one of {', '.join(_SPLITS)}")
+    folder = _find(root)
+    sizes = _table(folder / ARCHIVE)
+    parts = _read_split(folder / SPLIT_FILE, sizes)
+    tested, queries = (parts[key] for key in _SPLITS[split])
+    images = _unpacked(folder / ARCHIVE, sizes)
+    records = {name: _record(images, name) for name in sizes}
+    return RetrievalDataset.from_records(
+        NAME,
+        train=[r for r in records.values() if r.identity in parts["train"] and r.identity not in tested],
+        query=[records[name] for name in queries],
+        gallery=[r for name, r in records.items() if r.identity in tested and name not in queries],
+    )
+
+
+def _find(root: Path) -> Path:
+    for folder in (root, root / NAME):
+        if (folder / ARCHIVE).is_file():
+            return folder
+    raise UserError(
+        f"{NAME}: no {ARCHIVE} in {root} nor in {root / NAME}; set DATASETS.ROOT_DIR to the folder datasets of "
+        f"the repository, or {_RESTORE}"
+    )
+
+
+def _table(archive: Path) -> dict[str, int]:
+    """File name → size of what the archive holds."""
+    try:
+        with zipfile.ZipFile(archive) as source:
+            sizes = {info.filename: info.file_size for info in source.infolist()}
+    except _DAMAGED as error:
+        raise UserError(f"{NAME}: {archive} is damaged ({error}); {_RESTORE}") from error
+    except OSError as error:
+        raise UserError(f"{NAME}: {archive} cannot be read ({error.strerror}); check its rights") from error
+    wrong = [name for name in sizes if not _FILE_NAME.fullmatch(name)]
+    if wrong or not sizes:
+        names = f"holds {some(map(repr, wrong))}" if wrong else "is empty"
+        raise UserError(f"{NAME}: {archive} {names}, which is not the emoji set; {_RESTORE}")
+    return sizes
+
+
+def _read_split(path: Path, names: Iterable[str]) -> dict[str, frozenset[str]]:
+    """The lists of split.json, every identity and file of which the archive has."""
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+        keys = ["train", *(key for pair in _SPLITS.values() for key in pair)]
+        parts = {key: frozenset(lists[key]) for key in keys}
+    except OSError as error:
+        raise UserError(f"{NAME}: {path} cannot be read ({error.strerror}); {_RESTORE}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{NAME}: {path} is damaged ({error!r}); {_RESTORE}") from error
+    files = frozenset(names)
+    identities = frozenset(name.split("_")[0] for name in files)
+    unknown = [
+        str(entry)
+        for key, part in parts.items()
+        for entry in part - (files if key.endswith("query") else identities)
+    ]
+    if unknown:
+        raise UserError(f"{NAME}: {path} lists {some(sorted(unknown))}, which {ARCHIVE} lacks; {_RESTORE}")
+    return parts
+
+
+def _record(images: Path, name: str) -> Record:
+    match = _FILE_NAME.fullmatch(name)
+    assert match is not None  # _table has checked every name
+    return Record(str(images / name), match[1], int(match[2]) - 1)
+
+
+def _unpacked(archive: Path, sizes: Mapping[str, int]) -> Path:
+    """The folder with all images, beside the archive or in the user's cache folder."""
+    beside = archive.with_name(IMAGES)
+    cached = _cache_folder() / IMAGES
+    try:
+        _complete(beside, archive, sizes)
+        return beside
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise _cannot_unpack(archive, beside, error) from error
+        logger.info("%s cannot be written to; the %s images go to %s", beside.parent, NAME, cached)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        _complete(cached, archive, sizes)
+    except OSError as error:
+        raise _cannot_unpack(archive, cached, error) from error
+    return cached
+
+
+def _cannot_unpack(archive: Path, images: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{NAME}: {archive} cannot be unpacked to {images} ({error.strerror}); make room or copy {ARCHIVE} and "
+        f"{SPLIT_FILE} to a folder that can be written to and set DATASETS.ROOT_DIR to it"
+    )
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(base)) / "d3still" / NAME  # noqa: PTH111  (Path's raises without a home)
+
+
+def _complete(images: Path, archive: Path, sizes: Mapping[str, int]) -> None:
+    """Make ``images`` hold every file of the archive; no file is ever seen half-written in it."""
+    missing = _missing(images, sizes)
+    if not missing:
+        return
+    logger.info("unpacking %d images to %s", len(missing), images)
+    _remove_abandoned(images)
+    part = images.with_name(f".{images.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    part.mkdir()
+    try:
+        _extract(archive, missing, part)
+        if len(missing) == len(sizes) and _renamed(part, images):
+            return
+        images.mkdir(exist_ok=True)
+        for name in _missing(images, missing):  # another process may have been at it meanwhile
+            (part / name).replace(images / name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _missing(images: Path, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The files that are not there or not as large as they should be, with their sizes."""
+    try:
+        with os.scandir(images) as entries:
+            there = {entry.name: entry.stat().st_size for entry in entries}
+    except FileNotFoundError:
+        there = {}
+    return {name: size for name, size in sizes.items() if there.get(name) != size}
+
+
+def _extract(archive: Path, names: Iterable[str], folder: Path) -> None:
+    """Write the named files of the archive to the folder; each is checked against its checksum."""
+    try:
+        with zipfile.ZipFile(archive) as source:
+            for name in names:
+                (folder / name).write_bytes(source.read(name))
+    except _DAMAGED as error:
+        raise UserError(f"{NAME}: {archive} is damaged ({error}); {_RESTORE}") from error
+
+
+def _renamed(part: Path, images: Path) -> bool:
+    """Whether ``part`` could become ``images``; not where another process, or a past one, made that folder."""
+    try:
+        part.rename(images)
+    except OSError:
+        if images.is_dir():
+            return False
+        raise
+    return True
+
+
+def _remove_abandoned(images: Path) -> None:
+    """Remove temporary folders that a killed process left behind."""
+    for folder in images.parent.glob(f".{images.name}-*"):
+        try:
+            abandoned = time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
+        except OSError:  # gone meanwhile
+            continue
+        if abandoned:
+            shutil.rmtree(folder, ignore_errors=True)

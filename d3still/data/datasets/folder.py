@@ -1,0 +1,64 @@
+"""Anyone's own images in folders: train/ID/*.jpg, query/ID/*.jpg, gallery/ID/*.jpg."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset
+from d3still.data.datasets.files import child, require_child, require_images, some
+from d3still.errors import UserError
+
+NAME = "folder"
+_KEY = "DATASETS.CAMERA_PATTERN"
+
+
+@DATASETS.register(NAME)
+def folder(root: Path, *, camera_pattern: str = "") -> RetrievalDataset:
+    """Images in a folder for each identity; a folder test/ serves as query and gallery at once.
+
+    Identities are the folders' names, −1 in the gallery being junk. Each file is its own camera unless
+    ``camera_pattern``, searched for in the file's name, gives the camera as its group 1.
+
+    Raises:
+        UserError: folders or images are missing, or a file name does not fit the pattern.
+    """
+    names = ("train", "test", "test") if child(root, "test") else ("train", "query", "gallery")
+    parts = [_part(require_child(root, name)) for name in names]
+    if camera_pattern:
+        cameras = _cameras([path for part in parts for path in part], camera_pattern)
+        records = [[Record(p, identity, cameras[p]) for p, identity in part.items()] for part in parts]
+    else:
+        records = [[Record(p, identity) for p, identity in part.items()] for part in parts]
+    return RetrievalDataset.from_records(NAME, *records)
+
+
+def _part(part: Path) -> dict[str, str]:
+    """Path → identity, the first folder below ``part``."""
+    images = require_images(NAME, part, "a folder for each identity with its images")
+    relative = [Path(path).relative_to(part).parts for path in images]
+    loose = [path for path, steps in zip(images, relative, strict=True) if len(steps) == 1]
+    if loose:
+        raise UserError(f"{NAME}: {some(loose)}: put each image into a folder named after its identity")
+    return {path: steps[0] for path, steps in zip(images, relative, strict=True)}
+
+
+def _cameras(paths: Sequence[str], pattern: str) -> dict[str, int]:
+    """Path → camera: numbers count from 0 (from 1 in the names unless they use 0), names in their order."""
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{_KEY} '{pattern}' is not a regular expression ({error})") from error
+    if regex.groups < 1:
+        raise UserError(f"{_KEY} '{pattern}' has no group; put the camera's part in parentheses, as _c(\\d+)_")
+    found = {path: match[1] for path in paths if (match := regex.search(Path(path).name))}
+    wrong = [path for path in paths if not found.get(path)]
+    if wrong:
+        raise UserError(f"{_KEY} '{pattern}' finds no camera in the name of {some(wrong)}")
+    values = set(found.values())
+    if all(value.isdecimal() for value in values):
+        first = min(1, *(int(value) for value in values))
+        return {path: int(value) - first for path, value in found.items()}
+    order = {value: place for place, value in enumerate(sorted(values))}
+    return {path: order[value] for path, value in found.items()}
