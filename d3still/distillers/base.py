@@ -122,6 +122,11 @@ class Distiller(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement feature_loss(query, gallery, labels)")
 
+    @property
+    def baseline(self) -> Distiller:
+        """The baseline whose `feature_loss` this is: itself, but for a distiller that wraps another."""
+        return self
+
     def freeze(self) -> None:
         """Fix the side that does not learn and prepare the pass of the side that does. Call once when built."""
         self.learner_network.requires_grad_(True)

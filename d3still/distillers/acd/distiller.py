@@ -48,8 +48,12 @@ class ACD(Distiller):
     def settings(cls, cfg: CfgNode) -> dict[str, float]:
         return {"alpha": cfg.ACD.ALPHA, "beta": cfg.ACD.BETA, "temperature": cfg.ACD.TEMPERATURE}
 
+    @property
+    def baseline(self) -> Distiller:
+        return self._baseline[0]
+
     def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return self._baseline[0].feature_loss(query, gallery, labels)
+        return self.baseline.feature_loss(query, gallery, labels)
 
     def pair_losses(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> dict[str, Tensor]:
         losses = super().pair_losses(query, gallery, labels)

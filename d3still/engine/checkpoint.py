@@ -1,0 +1,120 @@
+"""Files that a kill or a full disk cannot spoil, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from d3still.distillers import Distiller
+from d3still.errors import UserError
+
+FORMAT = "d3still"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file beside ``path``, flush it to the disk, then rename it over ``path``.
+
+    Until the rename the former file is whole; after it the new one is.
+
+    Raises:
+        UserError: when it cannot be written (disk full, no permission); the former file is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        kept = "; the former file is kept" if path.exists() else ""
+        raise UserError(f"cannot write {path}: {error}{kept}; free some space or choose another OUTPUT_DIR") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files of a process that was killed while it wrote."""
+    for path in folder.glob(".*.pth.*"):
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` for text."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save a checkpoint, all of it or nothing."""
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this package, to the CPU, without running any code in it.
+
+    Raises:
+        UserError: when it is missing, damaged, or not one.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint at {path}; give the path of a last.pth") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint ({str(error).splitlines()[0] if str(error) else 'damaged'}); "
+            "delete it or resume from another one"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path} holds no {FORMAT} run to resume; give the last.pth of a run")
+    return state
+
+
+def network_state(distiller: Distiller) -> dict[str, Any]:
+    """Weights of both networks and of a baseline's extra parts, by their own names."""
+    return {
+        "query": None if distiller.query is None else distiller.query.state_dict(),
+        "gallery": distiller.gallery.state_dict(),
+        "extra": distiller.extra.state_dict(),
+    }
+
+
+def load_network_state(distiller: Distiller, state: dict[str, Any]) -> None:
+    """Put back what `network_state` gave."""
+    if distiller.query is not None:
+        distiller.query.load_state_dict(state["query"])
+    distiller.gallery.load_state_dict(state["gallery"])
+    distiller.extra.load_state_dict(state["extra"])
+
+
+def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
+    """Seed torch, numpy and random for one step, so that its randomness follows from where it is in the run.
+
+    A resumed run then draws what it would have drawn, with no random state to save.
+    """
+    words = np.random.SeedSequence([seed % 2**64, epoch, step, rank]).generate_state(2)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words[0])
+    random.seed(int(words[1]))

@@ -1,0 +1,120 @@
+"""Several processes that train one model: who is who, and the few exchanges that are not gradients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from d3still.errors import UserError
+
+TIMEOUT = timedelta(minutes=10)  # a rank that waits longer than this for another ends the run
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those started by torchrun; a run without torchrun is rank 0 of 1."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+
+def choose_device(wanted: str, device_id: str, local_rank: int, world_size: int) -> torch.device:
+    """``EXPERIMENT.DEVICE`` as a device; the CPU where there is no GPU.
+
+    Raises:
+        UserError: several cards without torchrun, or a card that is not there.
+    """
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world_size == 1 and not device_id.strip().isdigit():
+        raise UserError(
+            f"EXPERIMENT.DEVICE_ID '{device_id}' names no single card; for several cards start "
+            "torchrun --nproc_per_node=N tools/train_net.py …"
+        )
+    index = local_rank if world_size > 1 else int(device_id)
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"EXPERIMENT.DEVICE_ID asks for card {index}, but {torch.cuda.device_count()} are visible; "
+            "check CUDA_VISIBLE_DEVICES and --nproc_per_node"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def process_group(wanted_device: str, device_id: str = "0") -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the processes that torchrun started, NCCL on GPUs and gloo on CPUs, and leave them again."""
+    ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in _TORCHRUN))
+    device = choose_device(wanted_device, device_id, ranks.local_rank, ranks.world_size)
+    if ranks.world_size == 1:
+        yield ranks, device
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield ranks, device
+    finally:
+        dist.destroy_process_group()
+
+
+_TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's ``value`` on every rank."""
+    if not dist.is_initialized():
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate (N_r, …) tensors of different lengths over ranks: nothing padded, nothing repeated."""
+    if not dist.is_initialized():
+        return rows
+    lengths = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
+    longest = int(max(lengths))
+    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])
+
+
+def gather_lists(items: list[Any]) -> list[Any]:
+    """Concatenate lists over ranks."""
+    if not dist.is_initialized():
+        return items
+    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+class Agreement:
+    """Lets all ranks act on a flag that any of them may raise, in the same step."""
+
+    def __init__(self) -> None:
+        # on the CPU, so that asking does not wait for the GPU
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+    def highest(self, value: int) -> int:
+        """The largest value that any rank gives."""
+        if self._group is None:
+            return value
+        tensor = torch.tensor([value])
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        return int(tensor)

@@ -1,0 +1,97 @@
+"""What a run tells while it runs: log file, progress bar, TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+LOG_FORMAT = "%(asctime)s %(message)s"
+BAR_SECONDS_TERMINAL, BAR_SECONDS_FILE = 0.5, 30.0  # seconds between two drawings of the bar
+EXAMPLES = 8  # pairs shown in TensorBoard
+
+
+@contextmanager
+def logging_to(path: Path | None, quiet: bool = False) -> Iterator[None]:
+    """Log to the console and, where ``path`` is given, to a file; progress bars stay whole.
+
+    ``quiet`` leaves errors only, for ranks whose messages would repeat those of rank 0.
+    """
+    root = logging.getLogger("d3still")
+    root.setLevel(logging.ERROR if quiet else logging.INFO)
+    handlers: list[logging.Handler] = []
+    if not root.handlers:
+        console = logging.StreamHandler(sys.stderr)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        handlers.append(console)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter(LOG_FORMAT))
+        handlers.append(file)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        with logging_redirect_tqdm([root]):
+            yield
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def progress_bar(total: int, initial: int, description: str, enabled: bool) -> tqdm:
+    """A bar over the steps of an epoch; drawn rarely where the output is no terminal."""
+    interval = BAR_SECONDS_TERMINAL if sys.stderr.isatty() else BAR_SECONDS_FILE
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit="step",
+        disable=not enabled,
+        mininterval=interval,
+        dynamic_ncols=True,
+        leave=False,
+    )
+
+
+class Board:
+    """TensorBoard events of a run; does nothing on ranks that write nothing."""
+
+    def __init__(self, folder: Path | None, purge_step: int | None = None) -> None:
+        self._writer = None if folder is None else SummaryWriter(str(folder), purge_step=purge_step)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """One point a name."""
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def text(self, name: str, text: str) -> None:
+        """A note, in Markdown."""
+        if self._writer:
+            self._writer.add_text(name, text)
+
+    def pair_images(self, low: Tensor, high: Tensor) -> None:
+        """The two views X^l and X^h of a few images, uint8 (B, 3, H, W)."""
+        if self._writer:
+            self._writer.add_images("pairs/low_resolution", low[:EXAMPLES].numpy(), 0)
+            self._writer.add_images("pairs/high_resolution", high[:EXAMPLES].numpy(), 0)
+
+    def figure(self, name: str, image: Any, step: int) -> None:
+        """A picture as an (H, W, 3) uint8 array."""
+        if self._writer:
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is pending."""
+        if self._writer:
+            self._writer.close()

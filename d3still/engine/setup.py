@@ -1,0 +1,218 @@
+"""From a config to what a run needs: data, networks, the distiller."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from d3still.config import weight_path
+from d3still.data import (
+    BatchLoader,
+    ImageCache,
+    Normalizer,
+    RetrievalDataset,
+    Sample,
+    build_dataset,
+    identity_loader,
+    pair_loader,
+    test_loader,
+)
+from d3still.distillers import DISTILLERS, Distiller
+from d3still.engine.distributed import Ranks
+from d3still.errors import UserError
+from d3still.modeling import build_model, load_imagenet_weights, load_weights, read_weights
+
+logger = logging.getLogger(__name__)
+
+
+def stage_of(cfg: CfgNode) -> int:
+    """0: gallery network alone, 1: a baseline, 2: ACD."""
+    return {"NONE": 0, "ACD": 2}.get(cfg.DISTILLER.TYPE, 1)
+
+
+def open_dataset(cfg: CfgNode) -> RetrievalDataset:
+    """The dataset that ``DATASETS`` names; its notes are logged."""
+    dataset = build_dataset(
+        cfg.DATASETS.NAMES,
+        cfg.DATASETS.ROOT_DIR,
+        split=cfg.DATASETS.SPLIT,
+        camera_pattern=cfg.DATASETS.CAMERA_PATTERN,
+    )
+    logger.info(
+        "%s: %d training images of %d identities, %d queries, %d gallery images",
+        dataset.name,
+        len(dataset.train),
+        dataset.num_classes,
+        len(dataset.query),
+        len(dataset.gallery),
+    )
+    return dataset
+
+
+def build_networks(cfg: CfgNode, num_classes: int) -> tuple[nn.Module | None, nn.Module]:
+    """Both networks with fresh weights, (query, gallery); stage 0 has one, described by ``STUDENT_*``."""
+    recompute = cfg.EXPERIMENT.CHECKPOINT_ACTIVATIONS
+    d = cfg.DISTILLER
+    student = build_model(d.STUDENT_NAME, num_classes, d.STUDENT_LAST_STRIDE, checkpoint_activations=recompute)
+    if stage_of(cfg) == 0:
+        return None, student
+    return student, build_model(d.TEACHER_NAME, num_classes, d.TEACHER_LAST_STRIDE, checkpoint_activations=recompute)
+
+
+def build_distiller(cfg: CfgNode, num_classes: int) -> Distiller:
+    """The distiller of ``DISTILLER.TYPE`` over networks with fresh weights; seeded by ``SOLVER.SEED``."""
+    entry = DISTILLERS.get(cfg.DISTILLER.TYPE)
+    torch.manual_seed(cfg.SOLVER.SEED)
+    query, gallery = build_networks(cfg, num_classes)
+    return entry.build(cfg, query, gallery, learner="query" if stage_of(cfg) == 1 else "gallery")
+
+
+def load_start_weights(cfg: CfgNode, distiller: Distiller) -> None:
+    """Give the networks the weights that their stage starts from.
+
+    Stage 0: ImageNet or none. Stage 1: the gallery network of stage 0, ImageNet or none for the query
+    network. Stage 2: the gallery network of stage 0, the query network and extra parts of stage 1.
+
+    Raises:
+        UserError: when a file is missing or does not fit.
+    """
+    d, stage = cfg.DISTILLER, stage_of(cfg)
+    if stage > 0:
+        path = previous_stage(cfg, "TEACHER_MODEL_PATH")
+        load_weights(distiller.gallery, path, part="gallery", purpose="train")
+    if stage == 2:
+        path = previous_stage(cfg, "STUDENT_PRETRAIN_PATH")
+        load_weights(distiller.query, path, part="query", purpose="train")
+        _load_extra(distiller, path)
+    elif d.STUDENT_PRETRAIN_CHOICE:
+        learner = distiller.learner_network
+        path = weight_path(cfg, d.STUDENT_PRETRAIN_PATH) if d.STUDENT_PRETRAIN_PATH else ""
+        load_imagenet_weights(learner, str(path))
+    else:
+        logger.info("%s starts from scratch (DISTILLER.STUDENT_PRETRAIN_CHOICE: False)", d.STUDENT_NAME)
+
+
+def _load_extra(distiller: Distiller, path: Path) -> None:
+    """A baseline's own learnable parts from its stage-1 file. Parts that the loss does not use may be absent."""
+    wanted = distiller.extra.state_dict()
+    if not wanted:
+        return
+    found = read_weights(path).extra
+    if not found and not getattr(distiller.baseline, "beta", 1.0):
+        logger.info("%s holds no projectors; none is needed, since UGD.BETA is 0", path)
+        return
+    problems = [key for key in wanted if key not in found or found[key].shape != wanted[key].shape]
+    if problems:
+        raise UserError(f"{path} lacks what {type(distiller.baseline).__name__} learned in stage 1: {', '.join(problems)}")
+    distiller.extra.load_state_dict({key: found[key] for key in wanted})
+
+
+def previous_stage(cfg: CfgNode, key: str) -> Path:
+    """The file that a weight key of ``DISTILLER`` names.
+
+    Raises:
+        UserError: saying which key to set or what to train first.
+    """
+    value = getattr(cfg.DISTILLER, key)
+    network = "gallery network (stage 0)" if key == "TEACHER_MODEL_PATH" else "query network (stage 1)"
+    if not value:
+        raise UserError(f"DISTILLER.{key} is empty; set it to the weights of the {network}")
+    path = weight_path(cfg, value)
+    if not path.exists():
+        raise UserError(
+            f"no weights at {path} (DISTILLER.{key}); train the {network} first, or set the key to its file"
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """(height, width) of every kind of image in a run; None where the stage has none."""
+
+    identity: tuple[int, int]
+    identity_padding: int
+    query_test: tuple[int, int]
+    gallery_test: tuple[int, int]
+
+    @classmethod
+    def of(cls, cfg: CfgNode) -> Sizes:
+        """Sizes of the stage that ``cfg`` describes."""
+        i, stage = cfg.INPUT, stage_of(cfg)
+        if stage == 2:
+            return cls(tuple(i.SIZE_TRAIN), i.PADDING, tuple(i.STUDENT_SIZE_TEST), tuple(i.SIZE_TEST))
+        gallery = i.STUDENT_SIZE_TEST if stage == 0 else i.TEACHER_SIZE_TEST
+        return cls(tuple(i.STUDENT_SIZE_TRAIN), i.STUDENT_PADDING, tuple(i.STUDENT_SIZE_TEST), tuple(gallery))
+
+
+class Data:
+    """Loaders of one run over one dataset, sharing decoded images where ``DATALOADER.CACHE`` says so."""
+
+    def __init__(self, cfg: CfgNode, dataset: RetrievalDataset, ranks: Ranks, device: torch.device) -> None:
+        self.cfg, self.dataset, self.ranks = cfg, dataset, ranks
+        self.sizes = Sizes.of(cfg)
+        self.normalize = Normalizer(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+        self._caches: dict[int, ImageCache] = {}
+        self._common = {
+            "rank": ranks.rank,
+            "world_size": ranks.world_size,
+            "num_workers": cfg.DATALOADER.NUM_WORKERS,
+            "on_bad_image": cfg.DATALOADER.ON_BAD_IMAGE,
+            "pin_memory": device.type == "cuda",
+        }
+
+    def identity(self) -> BatchLoader:
+        """Identity-balanced batches for the network that learns."""
+        train = self.dataset.train
+        return identity_loader(
+            train,
+            size=self.sizes.identity,
+            padding=self.sizes.identity_padding,
+            batch_size=self.cfg.SOLVER.IMS_PER_BATCH,
+            num_instances=self.cfg.DATALOADER.NUM_INSTANCE,
+            sampler=self.cfg.DATALOADER.SAMPLER,
+            cache=self._cache(train),
+            **self._augmentation(),
+            **self._common,
+        )
+
+    def pairs(self) -> BatchLoader:
+        """Two views of each image, for both networks."""
+        i, train = self.cfg.INPUT, self.dataset.train
+        return pair_loader(
+            train,
+            low_size=i.STUDENT_SIZE_TRAIN,
+            low_padding=i.STUDENT_PADDING,
+            high_size=i.TEACHER_SIZE_TRAIN,
+            high_padding=i.TEACHER_PADDING,
+            batch_size=self.cfg.SOLVER.IMS_DISTILLATION_PER_BATCH,
+            cache=self._cache(train),
+            **self._augmentation(),
+            **self._common,
+        )
+
+    def test(self, samples: list[Sample], size: tuple[int, int]) -> BatchLoader:
+        """Each of ``samples`` once, at the size of the network that embeds it."""
+        cache = self._cache(samples)
+        return test_loader(samples, size=size, batch_size=self.cfg.TEST.IMS_PER_BATCH, cache=cache, **self._common)
+
+    def _augmentation(self) -> dict[str, Any]:
+        return {
+            "flip_prob": self.cfg.INPUT.PROB,
+            "erase_prob": self.cfg.INPUT.RE_PROB,
+            "seed": self.cfg.SOLVER.SEED,
+        }
+
+    def _cache(self, samples: list[Sample]) -> str | ImageCache:
+        if self.cfg.DATALOADER.CACHE != "ram":
+            return self.cfg.DATALOADER.CACHE
+        make = partial(ImageCache, samples, on_bad_image=self.cfg.DATALOADER.ON_BAD_IMAGE)
+        if id(samples) not in self._caches:
+            self._caches[id(samples)] = make()
+        return self._caches[id(samples)]

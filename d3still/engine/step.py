@@ -1,0 +1,37 @@
+"""One training step: forward, loss, backward, update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from d3still.distillers import Distiller, Pair
+from d3still.engine.precision import Precision
+
+
+def train_step(
+    distiller: Distiller,
+    optimizer: Optimizer,
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+    images: Tensor,
+    labels: Tensor,
+    pair: Pair | None,
+) -> dict[str, Tensor]:
+    """Update the learner once.
+
+    Args:
+        images, labels, pair: as `Distiller.forward` takes them, on the device.
+
+    Returns:
+        Scalars on the device: ``loss``, its weighted terms, and ``accuracy``.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with precision.autocast():
+        losses, accuracy = distiller(images, labels, pair)
+        total = torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
+    scaler.scale(total).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return {"loss": total, **losses, "accuracy": accuracy}

@@ -1,0 +1,309 @@
+"""The training loop of all three stages."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from yacs.config import CfgNode
+
+from d3still.config import dump_config
+from d3still.data import ImageBatch, PairBatch
+from d3still.distillers import Distiller, Pair
+from d3still.engine.checkpoint import load_network_state, network_state, save_checkpoint, seed_step
+from d3still.engine.distributed import Agreement, Ranks, gather_lists
+from d3still.engine.evaluate import Evaluation, evaluate
+from d3still.engine.events import Board, progress_bar
+from d3still.engine.meter import Meter
+from d3still.engine.precision import Precision
+from d3still.engine.run_folder import RunFolder
+from d3still.engine.setup import Data
+from d3still.engine.signals import Preempted, StopRequest
+from d3still.engine.step import train_step
+from d3still.solver import Built, build_optimizer, build_schedule, set_learning_rates
+
+logger = logging.getLogger(__name__)
+
+SCALE_FLOOR = 2.0**-10  # a loss scale below this means that every step overflows
+
+
+class Trainer:
+    """Trains a distiller and keeps its run folder in order.
+
+    Args:
+        cfg: the frozen config.
+        distiller: built, with its start weights, on ``device``.
+        data: the run's loaders.
+        folder: where the run lives.
+        precision: what the networks compute in.
+        ranks: this process among others.
+        device: where the networks are.
+        saved: the checkpoint to go on from; None for a fresh run.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        distiller: Distiller,
+        data: Data,
+        folder: RunFolder,
+        precision: Precision,
+        ranks: Ranks,
+        device: torch.device,
+        saved: dict[str, Any] | None = None,
+    ) -> None:
+        self.cfg, self.distiller, self.data, self.folder = cfg, distiller, data, folder
+        self.precision, self.ranks, self.device = precision, ranks, device
+        self.identity_loader = data.identity()
+        self.pair_loader = data.pairs() if distiller.uses_pairs else None
+        self.epoch, self.step, self.seconds, self.images = 0, 0, 0.0, 0
+        self.best, self.finished = float("-inf"), False
+        self.skipped: set[str] = set()
+        self.meter, self.scaler, self.agreement = Meter(), precision.scaler(), Agreement()
+        if saved is not None:
+            load_network_state(distiller, saved)
+        self._wrap_for_ranks()
+        self.built = self._build_optimizer(saved)
+        self.schedule = build_schedule(cfg)
+        if saved is not None:
+            self._restore(saved)
+
+    def run(self) -> Evaluation:
+        """Train from where the run stands to its last epoch, evaluate, and return that evaluation.
+
+        Raises:
+            Preempted: after a SIGTERM or SIGINT, with everything saved.
+            UserError: when the loss is no longer finite.
+        """
+        self.board = Board(self.folder.tensorboard if self.ranks.is_main else None, purge_step=self.epoch)
+        evaluation = None
+        with StopRequest() as self.stop:
+            while self.epoch < self.cfg.SOLVER.MAX_EPOCHS:
+                evaluation = self._run_epoch()
+        if evaluation is None:  # killed between the last checkpoint and its evaluation
+            evaluation = self._evaluate()
+        self.board.close()
+        return evaluation
+
+    def num_steps(self, epoch: int) -> int:
+        """Steps of an epoch: the shorter loader ends it."""
+        steps = self.identity_loader.num_batches(epoch)
+        return steps if self.pair_loader is None else min(steps, self.pair_loader.num_batches(epoch))
+
+    def pairs(self, epoch: int = 0, start: int = 0) -> Iterator[Pair]:
+        """Pair batches of an epoch, normalised, on the device."""
+        for batch in self.pair_loader.epoch(epoch, start):
+            yield self._to_pair(batch)
+
+    def _run_epoch(self) -> Evaluation | None:
+        set_learning_rates(self.built.optimizer, self.schedule, self.epoch)
+        self.distiller.train()
+        began, data_wait, first_step, former_images = time.perf_counter(), 0.0, self.step, self.images
+        total = self.num_steps(self.epoch)
+        batches = self._batches(self.epoch, self.step)
+        description = f"epoch {self.epoch + 1}/{self.cfg.SOLVER.MAX_EPOCHS}"
+        with progress_bar(total, self.step, description, self.ranks.is_main) as bar:
+            while self.step < total:
+                asked = time.perf_counter()
+                identity, pair = next(batches)
+                data_wait += time.perf_counter() - asked
+                self._train_on(identity, pair)
+                bar.update()
+                self._report_step(bar, began, data_wait, self.images - former_images)
+                self._save_if_asked(began)
+        batches.close()
+        elapsed = time.perf_counter() - began
+        self.seconds += elapsed
+        self._check_losses()
+        record = self._epoch_record(elapsed, data_wait / elapsed, (self.images - former_images) / elapsed)
+        record["steps"] = total - first_step
+        return self._end_epoch(record)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[tuple[ImageBatch, PairBatch | None]]:
+        """Both loaders' batches on the device, from step ``start`` on."""
+        identity = self.identity_loader.epoch(epoch, start)
+        if self.pair_loader is None:
+            yield from ((batch, None) for batch in identity)
+        else:
+            yield from zip(identity, self.pair_loader.epoch(epoch, start), strict=False)
+
+    def _train_on(self, identity: ImageBatch, pair: PairBatch | None) -> None:
+        seed_step(self.cfg.SOLVER.SEED, self.epoch, self.step, self.ranks.rank)
+        self.skipped.update(identity.skipped, pair.skipped if pair else ())
+        if self.epoch == self.step == 0 and pair is not None:
+            self.board.pair_images(pair.low.pixels, pair.high.pixels)
+        identity = identity.to(self.device, non_blocking=True)
+        values = train_step(
+            self.distiller,
+            self.built.optimizer,
+            self.precision,
+            self.scaler,
+            self.data.normalize(identity),
+            identity.labels,
+            None if pair is None else self._to_pair(pair),
+        )
+        self.meter.add(values)
+        self.step += 1
+        self.images += (len(identity) + (len(pair) if pair else 0)) * self.ranks.world_size
+
+    def _to_pair(self, batch: PairBatch) -> Pair:
+        batch = batch.to(self.device, non_blocking=True)
+        return Pair(self.data.normalize(batch.low), self.data.normalize(batch.high), batch.low.labels)
+
+    def _report_step(self, bar: Any, began: float, data_wait: float, images: int) -> None:
+        """Read the losses every LOG_PERIOD steps, and on a CPU, where reading is free, whenever the bar is drawn."""
+        due = self.step % self.cfg.SOLVER.LOG_PERIOD == 0
+        if not (due or self.device.type == "cpu"):
+            return
+        self._check_losses()
+        elapsed = time.perf_counter() - began
+        rates = [group["lr"] for group in self.built.optimizer.param_groups]
+        values = self.meter.means()
+        shown = {name: f"{value:.3g}" for name, value in values.items()}
+        shown |= {"lr": _range(rates), "img/s": f"{images / elapsed:.0f}", "wait": f"{data_wait / elapsed:.0%}"}
+        bar.set_postfix(shown, refresh=False)
+        if due:
+            steps_done = self.epoch * self.num_steps(self.epoch) + self.step
+            self.board.scalars({f"train/{name}": value for name, value in values.items()}, steps_done)
+
+    def _check_losses(self) -> None:
+        """Stop at a loss that is not finite; under a loss scaler such steps are skipped, within reason."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() > SCALE_FLOOR:
+            return
+        where = self.folder.last
+        last_good = f"the last good checkpoint is {where}" if where.exists() else "no checkpoint was written yet"
+        self.meter.check_finite(self.epoch, last_good)
+
+    def _save_if_asked(self, began: float) -> None:
+        """Save within the epoch when a signal or CHECKPOINT_STEPS asks for it."""
+        number = self.agreement.highest(self.stop.number)
+        every = self.cfg.SOLVER.CHECKPOINT_STEPS
+        if not number and not (every and self.step % every == 0):
+            return
+        self._check_losses()
+        self._save(self.folder.last, seconds=self.seconds + time.perf_counter() - began)
+        if number:
+            logger.info(
+                "stopped by signal %d after step %d of epoch %d; start the command again to go on",
+                number,
+                self.step,
+                self.epoch + 1,
+            )
+            self.board.close()
+            raise Preempted(number)
+
+    def _epoch_record(self, elapsed: float, data_wait: float, speed: float) -> dict[str, Any]:
+        rates = sorted(group["lr"] for group in self.built.optimizer.param_groups)
+        return {
+            "epoch": self.epoch,
+            **self.meter.means(),
+            "lr": [rates[0], rates[-1]],
+            "seconds": round(elapsed, 3),
+            "images_per_second": round(speed, 2),
+            "data_wait": round(data_wait, 4),
+        }
+
+    def _end_epoch(self, record: dict[str, Any]) -> Evaluation | None:
+        """Evaluate if due, write the epoch's line, then the checkpoint that makes the epoch count."""
+        done = self.epoch + 1
+        self.finished = done == self.cfg.SOLVER.MAX_EPOCHS
+        evaluation = None
+        if self.finished or done % self.cfg.SOLVER.EVAL_PERIOD == 0:
+            evaluation = self._evaluate()
+            record |= evaluation.summaries()
+        self.board.scalars({f"epoch/{k}": v for k, v in record.items() if isinstance(v, float)}, self.epoch)
+        losses = ", ".join(f"{name} {record[name]:.4g}" for name in self.meter.names)
+        speed = f"{record['images_per_second']:.0f} images/s, data wait {record['data_wait']:.1%}"
+        logger.info("epoch %d/%d: %s; %s", done, self.cfg.SOLVER.MAX_EPOCHS, losses, speed)
+        self.epoch, self.step, self.meter = done, 0, Meter()
+        if self.ranks.is_main:
+            self.folder.add_epoch(record)
+        self._save(self.folder.last)
+        if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not self.finished:
+            self._save(self.folder.path / f"epoch_{done}.pth")
+        return evaluation
+
+    def _evaluate(self) -> Evaluation:
+        """Evaluate both networks; the best so far goes to ``best.pth``."""
+        evaluation = evaluate(self.cfg, self.data, self.distiller.query, self.distiller.gallery, self.device)
+        self.skipped.update(evaluation.skipped)
+        for name, values in evaluation.summaries().items():
+            logger.info("%s: %s", name, ", ".join(f"{key} {value:.2f} %" for key, value in values.items()))
+            self.board.scalars({f"{name}/{key}": value for key, value in values.items()}, self.epoch)
+        score = next(iter(evaluation.results.values())).mAP  # AIR, or SIR in stage 0
+        if score > self.best:
+            self.best = score
+            if self.ranks.is_main:
+                save_checkpoint(self.folder.best, self._weights())
+        return evaluation
+
+    def _weights(self) -> dict[str, Any]:
+        return {
+            **network_state(self.distiller),
+            "config": dump_config(self.cfg),
+            "identity_map": self.data.dataset.identity_map,
+        }
+
+    def _save(self, path: Any, seconds: float | None = None) -> None:
+        skipped = sorted(set(gather_lists(sorted(self.skipped))))
+        if not self.ranks.is_main:
+            return
+        progress = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds if seconds is None else seconds,
+            "images": self.images,
+            "best": self.best,
+            "finished": self.finished,
+            "skipped": skipped,
+            "meter": self.meter.state_dict(),
+        }
+        training = {
+            "progress": progress,
+            "optimizer": self.built.optimizer.state_dict(),
+            "optimizer_report": self.built.report,
+            "scaler": self.scaler.state_dict(),
+        }
+        save_checkpoint(path, self._weights() | training)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        progress = saved["progress"]
+        self.epoch, self.step = progress["epoch"], progress["step"]
+        self.seconds, self.images = progress["seconds"], progress["images"]
+        self.best, self.finished = progress["best"], progress["finished"]
+        self.skipped = set(progress["skipped"])
+        self.meter.load_state_dict(progress["meter"], self.device)
+        self.built.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        logger.info("resuming at epoch %d, step %d", self.epoch + 1, self.step)
+
+    def _build_optimizer(self, saved: dict[str, Any] | None) -> Built:
+        report = None if saved is None else saved["optimizer_report"]
+        began = time.perf_counter()
+        with self.precision.autocast():
+            built = build_optimizer(self.cfg, self.distiller, self.pairs, report)
+        if built.report and report is None:
+            logger.info("block importance measured in %.1f s", time.perf_counter() - began)
+        return built
+
+    def _wrap_for_ranks(self) -> None:
+        """Put the learner, and only it, into DistributedDataParallel."""
+        if self.ranks.world_size == 1:
+            return
+        learner_pass = self.distiller.learner_pass
+        if self.cfg.EXPERIMENT.SYNC_BN:
+            nn.SyncBatchNorm.convert_sync_batchnorm(learner_pass)
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        self.distiller.learner_pass = DistributedDataParallel(
+            learner_pass, device_ids=devices, gradient_as_bucket_view=True
+        )
+
+
+def _range(rates: list[float]) -> str:
+    low, high = min(rates), max(rates)
+    return f"{high:.2g}" if low == high else f"{low:.2g}…{high:.2g}"

@@ -1,0 +1,24 @@
+"""What every command begins with: the repository on the import path, and one way to end in an error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from d3still.errors import UserError  # noqa: E402
+
+USER_ERROR, INTERRUPTED = 2, 130  # exit statuses
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; what its user can put right ends in one line and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
