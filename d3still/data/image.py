@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from d3still.errors import UserError
 
@@ -66,11 +66,25 @@ def read_image(path: str | Path) -> torch.Tensor:
             pixels = _upright(_to_rgb(image), image)
             array = np.array(pixels)
     except DECODE_ERRORS as error:
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else _one_line(error)
         raise ImageError(
-            f"{path} cannot be decoded ({_one_line(error)}); "
-            "replace the file or set DATALOADER.ON_BAD_IMAGE: skip"
+            f"{path} cannot be decoded ({reason}); replace the file or set DATALOADER.ON_BAD_IMAGE: skip"
         ) from error
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def crop(image: torch.Tensor, box: tuple[int, int, int, int], path: str | Path) -> torch.Tensor:
+    """The part (left, top, right, bottom) of an image (3, H, W), cut off at its edges.
+
+    Raises:
+        ImageError: nothing of the box lies in the image, which ``path`` names.
+    """
+    left, top, right, bottom = (max(0, edge) for edge in box)
+    part = image[:, top:bottom, left:right]
+    if not part.numel():
+        height, width = image.shape[1:]
+        raise ImageError(f"{path}: the box {box} holds nothing of the image of {width} × {height} pixels")
+    return part
 
 
 def _read_bytes(path: Path) -> bytes:

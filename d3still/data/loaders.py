@@ -181,7 +181,7 @@ def _maker(
     if cache == "none":
         return BatchMaker(samples, DiskImages(samples), views, seed, on_bad)
     source = cache if isinstance(cache, ImageCache) else ImageCache(samples, on_bad_image=on_bad_image)
-    if source.paths != [sample.path for sample in samples]:
+    if source.files != [(sample.path, sample.box) for sample in samples]:
         raise ValueError("the shared ImageCache holds other images than the loader's samples")
     source.load([view.size for view in views])
     return BatchMaker(samples, source, views, seed, on_bad)

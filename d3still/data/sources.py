@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from d3still.data.datasets.base import Sample
-from d3still.data.image import ImageError, read_image
+from d3still.data.image import ImageError, crop, read_image
 from d3still.data.memory import available_memory
 from d3still.data.transforms import resize
 from d3still.errors import UserError
@@ -40,11 +40,12 @@ class DiskImages:
     """Reads and resizes an image each time it is asked for."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        self._paths = [sample.path for sample in samples]
+        self._files = [(sample.path, sample.box) for sample in samples]
 
     def images(self, index: int, sizes: Sequence[Size]) -> list[np.ndarray]:
         """One decode, one resize a distinct size."""
-        image = read_image(self._paths[index])
+        path, box = self._files[index]
+        image = read_image(path) if box is None else crop(read_image(path), box, path)
         resized = {size: resize(image, size).numpy() for size in dict.fromkeys(sizes)}
         return [resized[size] for size in sizes]
 
@@ -62,7 +63,7 @@ class ImageCache:
 
     def __init__(self, samples: Sequence[Sample], *, on_bad_image: str = "raise") -> None:
         self._disk = DiskImages(samples)
-        self.paths = [sample.path for sample in samples]
+        self.files = [(sample.path, sample.box) for sample in samples]
         self._raises = on_bad_image == "raise"
         self._pixels: dict[Size, np.ndarray] = {}
         self._bad: dict[int, str] = {}
@@ -76,10 +77,10 @@ class ImageCache:
         missing = [size for size in dict.fromkeys(sizes) if size not in self._pixels]
         if not missing:
             return
-        needed = sum(3 * height * width for height, width in missing) * len(self.paths)
+        needed = sum(3 * height * width for height, width in missing) * len(self.files)
         _check_fits(needed)
-        logger.info("decoding %d images into memory, %.0f MiB", len(self.paths), needed / _MIB)
-        arrays = [np.zeros((len(self.paths), 3, *size), dtype=np.uint8) for size in missing]
+        logger.info("decoding %d images into memory, %.0f MiB", len(self.files), needed / _MIB)
+        arrays = [np.zeros((len(self.files), 3, *size), dtype=np.uint8) for size in missing]
 
         def decode(index: int) -> None:
             try:
@@ -92,7 +93,7 @@ class ImageCache:
 
         pool = ThreadPoolExecutor(min(usable_cores(), MAX_DECODE_THREADS))
         try:
-            for done in pool.map(decode, range(len(self.paths))):
+            for done in pool.map(decode, range(len(self.files))):
                 done  # noqa: B018  (a failed decode raises here)
         finally:
             pool.shutdown(cancel_futures=True)

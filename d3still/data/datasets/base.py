@@ -21,13 +21,20 @@ JUNK_IDENTITY = -1
 """Gallery images of this identity are distractors that count neither as hit nor as miss."""
 
 
+Box = tuple[int, int, int, int]
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset: its path, its identity's number and its camera's, which counts from 0."""
+    """One image of a dataset: its path, its identity's number and its camera's, which counts from 0.
+
+    ``box`` (left, top, right, bottom, in pixels of the upright image) is the part to use, if not all.
+    """
 
     path: str
     identity: int
     camera: int
+    box: Box | None = None
 
 
 class Record(NamedTuple):
@@ -36,6 +43,7 @@ class Record(NamedTuple):
     path: str
     identity: str | int
     camera: int | None = None
+    box: Box | None = None
 
 
 @dataclass
@@ -161,7 +169,8 @@ def _samples(records: Sequence[Record], numbers: dict[str, int], cameras: dict[s
         return numbers[text] if text in numbers else numbers[str(int(identity))]
 
     return [
-        Sample(r.path, number(r.identity), cameras[r.path] if r.camera is None else r.camera) for r in records
+        Sample(r.path, number(r.identity), cameras[r.path] if r.camera is None else r.camera, r.box)
+        for r in records
     ]
 
 

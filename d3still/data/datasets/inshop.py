@@ -6,12 +6,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset
-from d3still.data.datasets.files import child, read_lines, require_files
+from d3still.data.datasets.base import DATASETS, Box, Record, RetrievalDataset
+from d3still.data.datasets.files import child, read_lines, require_child, require_files, some
 from d3still.data.datasets.layout import Layout, PartPaths, Parts, load_benchmark, match_names, rearranged
 from d3still.errors import UserError
 
-NAME = "InShop"
+NAME, NAME_CROPPED = "InShop", "InShopCropped"
 FOLDERS = (
     "InShop", "In-Shop", "In_Shop", "In-shop Clothes Retrieval Benchmark", "In-shop_Clothes_Retrieval_Benchmark",
 )  # fmt: skip
@@ -28,7 +28,7 @@ PART_CAMERAS = {"train": GALLERY_CAMERA, "query": QUERY_CAMERA, "gallery": GALLE
 PARTITION_PLACES = (
     "list_eval_partition.txt", "Eval/list_eval_partition.txt", "Anno/list_eval_partition.txt",
 )  # fmt: skip
-_COLUMNS = 3  # image_name item_id evaluation_status
+BOX_PLACES = ("list_bbox_inshop.txt", "Anno/list_bbox_inshop.txt", "Eval/list_bbox_inshop.txt")
 _NAME_PATTERN = r"(?:id_?)?(-?\d+)"
 
 
@@ -37,6 +37,13 @@ def inshop(root: Path) -> RetrievalDataset:
     """In-Shop: clothes; the query images are camera 0, the gallery images camera 1."""
     authors = [Layout((place,), _read_authors) for place in PARTITION_PLACES]
     return load_benchmark(NAME, root, FOLDERS, [*authors, rearranged(NAME, _read_names)[0]], PUBLISHED)
+
+
+@DATASETS.register(NAME_CROPPED)
+def inshop_cropped(root: Path) -> RetrievalDataset:
+    """In-Shop in the authors' form, each image cut to its box in list_bbox_inshop.txt."""
+    authors = [Layout((place,), _read_cropped) for place in PARTITION_PLACES]
+    return load_benchmark(NAME_CROPPED, root, FOLDERS, authors, PUBLISHED)
 
 
 def _read_names(name: str, paths: PartPaths) -> Parts:
@@ -50,14 +57,12 @@ def _read_names(name: str, paths: PartPaths) -> Parts:
 
 
 def _read_authors(folder: Path) -> Parts:
-    list_file = _partition_file(folder)
-    images = child(folder, "Img") or folder  # the list's paths begin with img/
+    list_file = _find(folder, PARTITION_PLACES)
+    images = _images(folder)
     parts: dict[str, list[Record]] = {part: [] for part in PART_CAMERAS}
-    for number, line in read_lines(list_file):
-        fields = line.rsplit(maxsplit=_COLUMNS - 1)
-        if line.isdecimal() or fields[0] == "image_name":
-            continue  # the file begins with a count and the names of the columns
-        item = re.fullmatch(r"(?:id_)?(\d+)", fields[1]) if len(fields) == _COLUMNS else None
+    for number, line in _data_lines(list_file):
+        fields = line.rsplit(maxsplit=2)
+        item = re.fullmatch(r"(?:id_)?(\d+)", fields[1]) if len(fields) == 3 else None
         if item is None or fields[2] not in parts:
             raise UserError(
                 f"{NAME}: {list_file} line {number} is not 'image_name item_id train|query|gallery': {line}"
@@ -68,6 +73,39 @@ def _read_authors(folder: Path) -> Parts:
     return Parts(**parts)
 
 
-def _partition_file(folder: Path) -> Path:
-    found = (child(folder, place) for place in PARTITION_PLACES)
-    return next(path for path in found if path)
+def _read_cropped(folder: Path) -> Parts:
+    parts, boxes = _read_authors(folder), _boxes(folder)
+    for records in (parts.train, parts.query, parts.gallery):
+        lacking = [record.path for record in records if record.path not in boxes]
+        if lacking:
+            raise UserError(f"{NAME_CROPPED}: {BOX_PLACES[0]} has no box for {some(lacking)}; use {NAME} instead")
+        records[:] = [record._replace(box=boxes[record.path]) for record in records]
+    return parts
+
+
+def _boxes(folder: Path) -> dict[str, Box]:
+    """Lines of 'image_name clothes_type pose_type x_1 y_1 x_2 y_2'."""
+    list_file, images = _find(folder, BOX_PLACES), _images(folder)
+    boxes: dict[str, Box] = {}
+    for number, line in _data_lines(list_file):
+        fields = line.rsplit(maxsplit=6)
+        if len(fields) != 7 or not all(field.isdecimal() for field in fields[3:]):
+            raise UserError(f"{NAME_CROPPED}: {list_file} line {number} is no image with its box: {line}")
+        left, top, right, bottom = (int(field) for field in fields[3:])
+        boxes[str(images / fields[0])] = (left, top, right, bottom)
+    return boxes
+
+
+def _data_lines(list_file: Path) -> list[tuple[int, str]]:
+    """Without the count and the column names with which the authors' lists begin."""
+    lines = read_lines(list_file)
+    return [(n, line) for n, line in lines if not line.isdecimal() and not line.startswith("image_name")]
+
+
+def _images(folder: Path) -> Path:
+    return child(folder, "Img") or folder  # the lists' paths begin with img/
+
+
+def _find(folder: Path, places: tuple[str, ...]) -> Path:
+    found = [path for place in places if (path := child(folder, place))]
+    return found[0] if found else require_child(folder, places[0])
