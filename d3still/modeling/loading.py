@@ -15,10 +15,11 @@ from torchvision.models import WeightsEnum
 from d3still.errors import UserError
 from d3still.modeling.base import RetrievalModel
 from d3still.modeling.recognition import recognise
-from d3still.modeling.weight_files import Weights, read_weights, some
+from d3still.modeling.weight_files import Weights, first_line, read_weights, some
 
 logger = logging.getLogger(__name__)
 
+_HEAD = "fc."
 _CLASSIFIER = "fc.classifier.weight"
 #: Batch norm's count of batches: no weight, and absent from files written before PyTorch 0.4.1.
 _COUNTER = ".num_batches_tracked"
@@ -57,7 +58,8 @@ def load_weights(
         path_or_state_dict: where the weights are.
         part: ``"query"`` or ``"gallery"``: which network of a file that holds both. Without it, the
             one that fits. A file that holds one network gives that one.
-        purpose: ``"train"``, ``"resume"`` or ``"test"``.
+        purpose: ``"train"``: the start of a training, which ImageNet weights suit; ``"resume"``: a
+            trained network that goes on or stays frozen, so all of it must be there; ``"test"``.
 
     Raises:
         UserError: naming the file and the keys, when anything is missing, left over or of another
@@ -67,16 +69,18 @@ def load_weights(
         raise ValueError(f"part={part!r}, purpose={purpose!r}")
     weights = read_weights(path_or_state_dict)
     kind, state = weights.kind, _own_form(model, _choose(weights, model, part), weights.source)
-    left_out: list[str] = []
+    left_out, may_stay = [], ""
     foreign = model.from_imagenet(state) if weights.alone is not None else None
     if foreign is not None:
-        kind, state, left_out = foreign
         if purpose != "train":
-            raise UserError(f"{weights.source}: {kind} weights have no embedding head; give a trained network's file")
-    elif purpose == "test" and _classes(state) not in (None, model.num_classes):
-        left_out = [_CLASSIFIER]
-        state = {key: value for key, value in state.items() if key != _CLASSIFIER}
-    report = LoadReport(kind, left_out, _fill(model, state, weights.source, tuple(left_out)))
+            raise UserError(
+                f"{weights.source}: {foreign.kind} weights have no embedding head; give a trained network's file"
+            )
+        (kind, state, left_out), may_stay = foreign, _HEAD
+    elif purpose == "test" and _other_classes(model, state) is not None:
+        left_out, may_stay = [_CLASSIFIER], _CLASSIFIER
+        del state[_CLASSIFIER]
+    report = LoadReport(kind, left_out, _fill(model, state, weights.source, may_stay))
     _log(report, model, weights)
     return report
 
@@ -108,7 +112,7 @@ def _download(source: WeightsEnum, name: str) -> Mapping[str, Tensor]:
         return source.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (URLError, OSError, RuntimeError) as error:  # no network; disk; a hash that differs
         raise UserError(
-            f"ImageNet weights of {name} could not be downloaded ({error}); fetch {source.url} elsewhere "
+            f"ImageNet weights of {name} could not be downloaded ({first_line(error)}); fetch {source.url} elsewhere "
             f"and set {_PRETRAIN_KEY} to the file, or DISTILLER.STUDENT_PRETRAIN_CHOICE to False"
         ) from error
 
@@ -145,31 +149,39 @@ def _fits(model: RetrievalModel, state: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _classes(state: Mapping[str, Tensor]) -> int | None:
-    return state[_CLASSIFIER].shape[0] if _CLASSIFIER in state else None
+def _other_classes(model: RetrievalModel, state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes that ``state`` was trained on, if it is another than the model's."""
+    classifier = state.get(_CLASSIFIER)
+    if classifier is None or classifier.ndim != 2 or classifier.shape[1] != model.feature_width:
+        return None
+    return None if len(classifier) == model.num_classes else len(classifier)
 
 
-def _fill(model: RetrievalModel, state: Mapping[str, Tensor], source: str, left_out: tuple[str, ...]) -> list[str]:
-    """Copy ``state`` into ``model``; the keys that stay as they are, which ``left_out`` allows.
+def _fill(model: RetrievalModel, state: Mapping[str, Tensor], source: str, may_stay: str) -> list[str]:
+    """Copy ``state`` into ``model``.
 
-    With the classifier left out it may stay; with an ImageNet head left out, the whole head.
+    Args:
+        model: the network.
+        state: its weights; counters of batches may be absent altogether.
+        source: how to name the weights in an error.
+        may_stay: prefix of the keys that ``state`` need not fill; "" for none.
+
+    Returns:
+        The keys that stay as they are.
     """
     expected = model.state_dict()
-    state = dict(state)
+    required = [key for key in expected if not (may_stay and key.startswith(may_stay))]
     if not any(key.endswith(_COUNTER) for key in state):
-        state |= {key: torch.zeros_like(value) for key, value in expected.items() if key.endswith(_COUNTER)}
-    stays = "" if not left_out else _CLASSIFIER if left_out == (_CLASSIFIER,) else "fc."
-    missing = [key for key in expected if key not in state]
-    unexcused = [key for key in missing if not (stays and key.startswith(stays))]
+        state = {**state, **{key: torch.zeros_like(expected[key]) for key in required if key.endswith(_COUNTER)}}
     _require_equal_classes(model, state, source)
-    _require_nothing_wrong(model, expected, state, unexcused, source)
+    _require_nothing_wrong(model, expected, state, [key for key in required if key not in state], source)
     model.load_state_dict({key: state.get(key, value) for key, value in expected.items()})
-    return missing
+    return [key for key in expected if key not in state]
 
 
 def _require_equal_classes(model: RetrievalModel, state: Mapping[str, Tensor], source: str) -> None:
-    classes = _classes(state)
-    if classes not in (None, model.num_classes):
+    classes = _other_classes(model, state)
+    if classes is not None:
         raise UserError(
             f"{source}: was trained on {classes} identities, but this run has {model.num_classes}; "
             "use the dataset that it was trained on, or other weights"
@@ -205,5 +217,7 @@ def _log(report: LoadReport, model: RetrievalModel, weights: Weights) -> None:
     logger.info("%s: loaded %s from %s", model.name, report.kind, weights.source)
     if weights.extra:
         logger.info("%s: not part of a network: %s", weights.source, some(list(weights.extra)))
-    if report.left_out:
-        logger.warning("%s: left out %s; not filled: %s", weights.source, some(report.left_out), some(report.missing))
+    if report.missing or report.left_out:
+        logger.warning(
+            "%s: left out %s; not filled: %s", weights.source, some(report.left_out) or "nothing", some(report.missing)
+        )

@@ -52,7 +52,7 @@ class MobileNetModel(RetrievalModel):
 
     @classmethod
     def from_imagenet(cls, state: Mapping[str, Tensor]) -> ForeignWeights | None:
-        if "features.0.0.weight" not in state or "classifier.0.weight" not in state:
+        if "features.0.0.weight" not in state:
             return None
         head = [key for key in state if key.startswith("classifier.")]
         backbone = {k.replace("features.", "model.", 1): v for k, v in state.items() if k not in head}

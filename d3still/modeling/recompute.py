@@ -31,12 +31,16 @@ def recomputed(function: Callable[[Tensor], Tensor], images: Tensor, *modules: n
 
 @contextmanager
 def _statistics_left_alone(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Batch norms in training normalise by their batch, but update nothing."""
-    tracking = [norm for norm in norms if norm.training and norm.track_running_stats]
-    for norm in tracking:
-        norm.track_running_stats = False
+    """Batch norms in training normalise by their batch, but move no running statistic.
+
+    The statistics stay arguments of the operation, at momentum 0, since both runs must save the same
+    tensors for the backward pass.
+    """
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -67,7 +67,7 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> Weights:
     """
     if isinstance(source, Mapping):
         return _sort(source, "the given state dict")
-    path = Path(source)
+    path = Path(source).expanduser()
     content = _load(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a network's weights")
@@ -78,6 +78,11 @@ def some(names: list[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _load(path: Path) -> Any:
@@ -101,10 +106,7 @@ def _load(path: Path) -> Any:
             "tensors alone are read: save the network's state_dict()"
         ) from error
     except Exception as error:  # a damaged file fails in more ways than torch documents
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"{path}: is no PyTorch weight file, or a damaged one ({type(error).__name__}: {reason})"
-        ) from error
+        raise UserError(f"{path}: is no PyTorch weight file, or a damaged one ({first_line(error)})") from error
 
 
 def _sort(content: Mapping[str, Any], source: str) -> Weights:
