@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from d3still.config.defaults import default_tree
 from d3still.config.imports import IMPORTS_KEY, import_user_code
 from d3still.config.published import translate, translate_overrides
 from d3still.config.reader import COMMAND_LINE, Setting, read_layers, shown
-from d3still.config.sections import added_sections
+from d3still.config.sections import added_sections, known_defaults, leaves
 from d3still.errors import UserError
 
 NEAR = 0.75  # difflib's ratio from which a known key counts as a misspelt one
@@ -69,12 +69,12 @@ class Config(CfgNode):
         Raises:
             UserError: for an unknown key or a value that does not fit.
         """
-        settings = {key: Setting(value, "config") for key, value in _leaves(cfg_other)}
+        settings = {key: Setting(value, "config") for key, value in leaves(cfg_other)}
         self._assign(self._understood(settings, Path.cwd(), {}))
 
     def flat(self) -> dict[str, Any]:
         """All values by their full key, ``{"SOLVER.MAX_EPOCHS": 120, …}``."""
-        return dict(_leaves(self))
+        return dict(leaves(self))
 
     def origin(self, key: str) -> str:
         """Where the value of a key was written, for an error message: a file and line, or the command line."""
@@ -90,8 +90,10 @@ class Config(CfgNode):
             found = [import_user_code(entry, folder, where) for entry in entries]
             earlier = before[IMPORTS_KEY].value if IMPORTS_KEY in before else self.EXPERIMENT.IMPORTS
             understood[IMPORTS_KEY] = Setting(list(dict.fromkeys([*earlier, *found])), where)
-        defaults = get_cfg().flat()
+        defaults = known_defaults()
         for key, setting in settings.items():
+            if setting.value is None and _is_section(key, defaults):
+                continue  # a section whose keys are all commented out
             if key not in defaults:
                 raise UserError(f"{setting.where}: {_unknown(key, defaults)}")
             if key != IMPORTS_KEY:
@@ -121,17 +123,13 @@ def get_cfg() -> Config:
     return cfg
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _is_section(key: str, known: Mapping[str, Any]) -> bool:
+    return any(other.startswith(f"{key}.") for other in known)
 
 
 def _unknown(key: str, known: Mapping[str, Any]) -> str:
     """What is wrong with an unknown key, and the nearest known one."""
-    if any(other.startswith(f"{key}.") for other in known):
+    if _is_section(key, known):
         return f"{key} is a section, not a key; write its keys below it, indented"
     for other in known:
         if key.startswith(f"{other}."):

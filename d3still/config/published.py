@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 TYPE_KEY = "DISTILLER.TYPE"
 AMP_KEY = "EXPERIMENT.CUDA_AMP"
+ROOT_KEY = "DATASETS.ROOT_DIR"
 ACD_TYPE, NO_DISTILLER = "ACD", "NONE"
 
 # Keys that ACD added for stage 2, and what they are called here.
@@ -153,6 +154,6 @@ def _restore_meaning(settings: dict[str, Setting], translated: dict[str, Setting
         notes.read_as.append(f"RAML.LAMBDA2 = {translated['RAML.LAMBDA2'].value} (LAMBDA1, which ran for both)")
     elif "RAML.LAMBDA1" in translated:
         translated["RAML.LAMBDA2"] = translated["RAML.LAMBDA1"]
-    if "DATASETS.ROOT_DIR" in translated and not translated["DATASETS.ROOT_DIR"].value:
-        del translated["DATASETS.ROOT_DIR"]
-        notes.left_out.append("DATASETS.ROOT_DIR (empty)")
+    if ROOT_KEY in translated and not unquote(str(translated[ROOT_KEY].value)):
+        del translated[ROOT_KEY]
+        notes.left_out.append(f"{ROOT_KEY} (empty)")

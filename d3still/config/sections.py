@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ def add_section(name: str, defaults: Mapping[str, Any]) -> None:
                 f"config section {name}: the default of {key} is a {type(value).__name__}; "
                 "give a number, a text, True/False or a list"
             )
-    known = default_tree().get(name, _added.get(name))
+    known = _schema().get(name, _added.get(name))
     if known is None:
         _added[name] = copy.deepcopy(values)
     elif _typed(known) != _typed(values):
@@ -45,6 +46,30 @@ def add_section(name: str, defaults: Mapping[str, Any]) -> None:
 def added_sections() -> Iterator[tuple[str, dict[str, Any]]]:
     """The sections added so far, as fresh copies."""
     return iter(copy.deepcopy(_added).items())
+
+
+def known_defaults() -> dict[str, Any]:
+    """Every key that a config has now, ``SECTION.KEY`` → default; not to be changed."""
+    return {**_schema_defaults(), **dict(leaves(_added))}
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a tree of sections, by their full key."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@functools.cache
+def _schema() -> Mapping[str, Any]:
+    return default_tree()
+
+
+@functools.cache
+def _schema_defaults() -> dict[str, Any]:
+    return dict(leaves(_schema()))
 
 
 def _typed(values: Mapping[str, Any]) -> dict[str, Any]:

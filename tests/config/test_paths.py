@@ -1,0 +1,66 @@
+"""Where a run lives and how a stage finds the weights of the one before."""
+
+from pathlib import Path
+
+import pytest
+
+from d3still.config import REPOSITORY, get_cfg, load_config, run_dir, weight_path
+
+
+def config_at(path, text="DATASETS: {NAMES: emoji}\n"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "file, folder",
+    [
+        ("configs/emoji/rop.yaml", "log/emoji/rop/seed2024"),
+        ("configs/mine/PAIR/rop.yaml", "log/emoji/PAIR/rop/seed2024"),
+        ("configs/mine/vanilla/ResNet18_64x64.yaml", "log/emoji/vanilla/ResNet18_64x64/seed2024"),
+        ("configs/rop.yaml", "log/emoji/rop/seed2024"),
+        ("elsewhere/deep/rop.yaml", "log/emoji/rop/seed2024"),
+        ("rop.yaml", "log/emoji/rop/seed2024"),
+    ],
+)
+def test_a_run_is_named_after_its_dataset_and_config(tmp_path, monkeypatch, file, folder):
+    monkeypatch.chdir(tmp_path)
+    config_at(tmp_path / file)
+    assert run_dir(load_config(file)) == Path(folder)
+    assert run_dir(load_config(tmp_path / file)) == Path(folder)
+
+
+def test_the_repositorys_configs_are_named_alike_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(REPOSITORY / "configs" / "veri" / "acd_rop.yaml")
+    assert run_dir(cfg) == Path("log/VeRi776/acd_rop/seed2024")
+
+
+def test_root_name_and_seed_can_be_chosen(tmp_path):
+    overrides = ["OUTPUT_DIR.ROOT_PATH", str(tmp_path), "OUTPUT_DIR.EXPERIMENT_NAME", "a/b", "SOLVER.SEED", 7]
+    cfg = load_config(config_at(tmp_path / "x.yaml"), overrides)
+    assert run_dir(cfg) == tmp_path / "a" / "b" / "seed7"
+
+
+def test_weights_follow_root_and_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = get_cfg()
+    cfg.merge_from_list(["OUTPUT_DIR.ROOT_PATH", "runs", "SOLVER.SEED", 7])
+    assert weight_path(cfg, "{root}/emoji/rop/seed{seed}/last.pth") == tmp_path / "runs/emoji/rop/seed7/last.pth"
+    cfg.OUTPUT_DIR.ROOT_PATH = "/data/runs"
+    assert weight_path(cfg, "{root}/seed{seed}.pth") == Path("/data/runs/seed7.pth")
+
+
+def test_weights_are_looked_for_here_then_in_the_repository_then_in_checkpoints(tmp_path, monkeypatch):
+    repository, here = tmp_path / "repository", tmp_path / "here"
+    for folder in (repository / "checkpoints", here / "checkpoints"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("d3still.config.paths.REPOSITORY", repository)
+    cfg = get_cfg()
+    assert weight_path(cfg, "w.pth") == here / "w.pth"  # nowhere: for the caller to report
+    for place in (repository / "checkpoints", here / "checkpoints", repository, here):
+        (place / "w.pth").touch()
+        assert weight_path(cfg, "w.pth") == place / "w.pth"
+    assert weight_path(cfg, "/nowhere/w.pth") == Path("/nowhere/w.pth")

@@ -1,0 +1,202 @@
+"""Published YAML files of either codebase load unmodified and mean the same."""
+
+import logging
+
+import pytest
+import yaml
+
+from d3still.config import dump_config, get_cfg, load_config
+from d3still.config.published import ACD_DEFAULTS as FILLED_IN
+from d3still.errors import UserError
+
+from .published import ACD_DEFAULTS, D3STILL_DEFAULTS, SETTINGS, is_stage_2, meaning, nested
+
+STAGE_2_FILE = "acd/CUB200/ResNet101_256x256_ResNet18_64x64/ROP.yaml"
+
+
+def plain(settings):
+    return yaml.safe_dump(nested(settings))
+
+
+def quoted(settings):
+    """The hand-written form: tuples, quotes within quotes, on and off, integers for floats."""
+    lines = []
+    for section, values in nested(settings).items():
+        lines.append(f"{section}:")
+        for key, value in values.items():
+            if isinstance(value, dict):
+                text = str(value)
+            elif isinstance(value, list):
+                text = f"({', '.join(map(str, value))},)" if len(value) % 2 else f"'{tuple(value)}'"
+            elif isinstance(value, bool):
+                text = "on" if value else "'off'"
+            elif isinstance(value, float) and value.is_integer():
+                text = str(int(value))
+            elif isinstance(value, str):
+                text = f"\"'{value}'\"" if len(value) % 2 else f"('{value}')"
+            else:
+                text = str(value)
+            lines.append(f"  {key}: {text}")
+    return "\n".join(lines) + "\n"
+
+
+def read(tmp_path, text):
+    path = tmp_path / "published.yaml"
+    path.write_text(text, encoding="utf-8")
+    cfg = get_cfg()
+    cfg.merge_from_file(path)
+    return cfg.flat()
+
+
+@pytest.mark.parametrize("form", [plain, quoted])
+@pytest.mark.parametrize("side", ["acd", "baseline"])
+def test_every_published_file_means_what_it_meant(side, form, tmp_path):
+    names = [name for name in SETTINGS if name.startswith(side)]
+    assert len(names) == {"acd": 99, "baseline": 172}[side]
+    for name in names:
+        values, expected = read(tmp_path, form(SETTINGS[name])), meaning(SETTINGS[name])
+        expected["OUTPUT_DIR.ROOT_PATH"] = "log"  # "./log" in the published code
+        assert {key: values[key] for key in expected} == expected, name
+
+
+@pytest.mark.parametrize("form", [plain, quoted])
+@pytest.mark.parametrize(
+    "defaults, kind", [(D3STILL_DEFAULTS, "FitNet"), (ACD_DEFAULTS, "FitNet"), (D3STILL_DEFAULTS, "NONE")]
+)
+def test_a_file_with_every_published_key(defaults, kind, form, tmp_path):
+    settings = defaults | {"DISTILLER.TYPE": kind}
+    values, expected = read(tmp_path, form(settings)), meaning(settings)
+    assert {key: values[key] for key in expected} == expected
+    assert values["DATASETS.ROOT_DIR"] == get_cfg().DATASETS.ROOT_DIR
+
+
+def test_what_is_filled_in_is_where_acds_defaults_differ():
+    """`published.ACD_DEFAULTS` is the difference between two tables, not a third one."""
+    theirs = meaning(ACD_DEFAULTS | {"DISTILLER.TYPE": "ROP"})
+    ours = get_cfg().flat() | {
+        "DISTILLER.TYPE": "ACD",
+        "SOLVER.OPTIMIZER_BUILDER": "RAHO",
+        "OUTPUT_DIR.ROOT_PATH": "./log",
+    }
+    assert {key: value for key, value in theirs.items() if ours[key] != value} == FILLED_IN
+
+
+def test_d3stills_defaults_are_the_schemas():
+    ours = get_cfg().flat() | {"OUTPUT_DIR.ROOT_PATH": "./log"}
+    theirs = meaning(D3STILL_DEFAULTS)
+    assert {key: ours[key] for key in theirs} == theirs
+
+
+@pytest.mark.parametrize(
+    "missing", sorted(key for key in SETTINGS[STAGE_2_FILE] if key != "SOLVER.UNIMPORTANT_LR_TIMES")
+)
+def test_a_key_that_a_stage_2_file_lacks_has_acds_default(missing, tmp_path):
+    settings = {key: value for key, value in SETTINGS[STAGE_2_FILE].items() if key != missing}
+    if missing == "DISTILLER.TYPE":
+        settings["DISTILLER.TYPE"] = "FitNet"
+    values, expected = read(tmp_path, plain(settings)), meaning(settings) | {"OUTPUT_DIR.ROOT_PATH": "log"}
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_a_file_of_acds_codebase_without_a_distiller_is_stage_0(tmp_path):
+    values = read(tmp_path, plain(ACD_DEFAULTS))
+    assert values["DISTILLER.TYPE"] == "NONE" and values["SOLVER.OPTIMIZER_BUILDER"] == "Uniform"
+    assert values["DISTILLER.STUDENT_NAME"] == "ResNet101"
+
+
+def test_each_stage_is_recognised():
+    stage_2 = [name for name in SETTINGS if is_stage_2(SETTINGS[name])]
+    assert len(stage_2) == 91 and all(name.startswith("acd/") and "Vanilla_" not in name for name in stage_2)
+
+
+def test_what_changed_is_logged_in_one_line(tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = SETTINGS["acd/CUB200/ResNet101_256x256_ResNet18_64x64/RAML.yaml"]
+    (tmp_path / "x.yaml").write_text(plain(settings))
+    with caplog.at_level(logging.INFO, logger="d3still"):
+        cfg = load_config("x.yaml")
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert record.levelno == logging.INFO and "\n" not in message and message.startswith("x.yaml ")
+    for told in (
+        "SOLVER.UNIMPORTANT_LR_TIMES = RAHO.GAMMA",
+        "DISTILLER.TYPE RAML in stage 2 = ACD over RAML with RAHO",
+        "RAML.LAMBDA2 = 0.7482",
+        "EXPERIMENT.CUDA_AMP = EXPERIMENT.PRECISION auto",
+        "SOLVER.TRAINER",
+        "TEST.WEIGHT",
+        "FITNET.KD_WEIGHT 1.0",
+    ):
+        assert told in message
+    caplog.clear()
+    (tmp_path / "frozen.yaml").write_text(dump_config(cfg))
+    with caplog.at_level(logging.INFO, logger="d3still"):
+        assert load_config("frozen.yaml") == cfg
+    assert not caplog.records
+
+
+def test_a_file_of_ours_keeps_its_own_meaning(tmp_path, caplog):
+    """λ2 is settable here, and our defaults hold."""
+    path = tmp_path / "x.yaml"
+    path.write_text("DISTILLER: {TYPE: RAML}\nRAML: {LAMBDA2: 0.6778}\nACD: {ALPHA: 5}\n")
+    with caplog.at_level(logging.INFO, logger="d3still"):
+        cfg = load_config(path)
+    assert cfg.RAML.LAMBDA2 == 0.6778 and cfg.ACD.ALPHA == 5.0 and cfg.ACD.BETA == 2.0
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "mark", ["ACD: {BASELINE: CSD}", "RAHO: {RATIO: 0.5}", "SOLVER: {OPTIMIZER_BUILDER: RAHO}", "_BASE_: b.yaml"]
+)
+def test_an_old_name_in_a_file_of_ours_is_only_a_name(tmp_path, mark):
+    (tmp_path / "b.yaml").write_text("SOLVER: {SEED: 3}\n")
+    (tmp_path / "x.yaml").write_text(f"{mark}\nDISTILLER: {{TYPE: CSD, TEACHER_ALPHA: 5}}\nRAML: {{LAMBDA2: 0.5}}\n")
+    cfg = get_cfg()
+    cfg.merge_from_file(tmp_path / "x.yaml")
+    assert cfg.DISTILLER.TYPE == "CSD" and cfg.ACD.ALPHA == 5.0 and cfg.ACD.BETA == 2.0 and cfg.RAML.LAMBDA2 == 0.5
+
+
+def test_a_file_of_ours_can_build_on_a_published_one(tmp_path):
+    (tmp_path / "published.yaml").write_text(plain(SETTINGS[STAGE_2_FILE]))
+    (tmp_path / "mine.yaml").write_text("_BASE_: published.yaml\nRAHO: {GAMMA: 0.3}\nDISTILLER: {TEACHER_ALPHA: 1}\n")
+    cfg = load_config(tmp_path / "mine.yaml")
+    assert (cfg.DISTILLER.TYPE, cfg.ACD.BASELINE, cfg.RAHO.GAMMA) == ("ACD", "ROP", 0.3)
+    assert (cfg.ACD.ALPHA, cfg.ACD.BETA, cfg.ROP.KD_WEIGHT) == (1.0, 2.0, 5.0)
+
+
+def test_new_keys_that_say_nothing_about_the_stage_leave_a_published_file_published(tmp_path):
+    (tmp_path / "x.yaml").write_text(
+        plain(SETTINGS[STAGE_2_FILE] | {"DATASETS.ROOT_DIR": "/data", "DATALOADER.CACHE": "ram"})
+    )
+    cfg = load_config(tmp_path / "x.yaml")
+    assert (cfg.DISTILLER.TYPE, cfg.DATASETS.ROOT_DIR, cfg.DATALOADER.CACHE) == ("ACD", "/data", "ram")
+
+
+def test_old_names_on_the_command_line(tmp_path):
+    (tmp_path / "x.yaml").write_text(plain(SETTINGS[STAGE_2_FILE]))
+    words = [
+        "SOLVER.UNIMPORTANT_LR_TIMES",
+        "0.3",
+        "EXPERIMENT.CUDA_AMP",
+        "False",
+        "TEST.WEIGHT",
+        "10",
+        "DISTILLER.TEACHER_BETA",
+        "1",
+    ]
+    cfg = load_config(tmp_path / "x.yaml", words)
+    assert (cfg.RAHO.GAMMA, cfg.EXPERIMENT.PRECISION, cfg.ACD.BETA, cfg.DISTILLER.TYPE) == (0.3, "float32", 1.0, "ACD")
+
+
+def test_an_old_and_a_new_name_for_one_key_are_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("DISTILLER: {TEACHER_ALPHA: 1}\nACD: {ALPHA: 2}\n")
+    with pytest.raises(
+        UserError, match=r"DISTILLER\.TEACHER_ALPHA is the published name of ACD\.ALPHA, which is set too"
+    ):
+        load_config(tmp_path / "x.yaml")
+
+
+def test_a_bad_value_under_an_old_name_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("EXPERIMENT: {CUDA_AMP: perhaps}\n")
+    with pytest.raises(UserError, match="CUDA_AMP cannot be 'perhaps': it takes True or False"):
+        load_config(tmp_path / "x.yaml")
