@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import random
 import sys
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import resvg_py
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 HERE = Path(__file__).resolve().parent
 SIZE = 96  # pixels, height and width
@@ -34,6 +35,8 @@ SEED = 2024
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the oldest time that the format can hold
 VARIATION_SELECTOR = "fe0f"
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
+NEAR_IDENTICAL = 5.0  # mean absolute difference of two images over pixels and channels, of 255
+FIGURES = ("<!-- figures: written by make_emoji.py -->\n", "<!-- end of figures -->")  # in README.md
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,83 @@ def archive(images: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
+def distances(images: dict[str, bytes]) -> dict[tuple[str, str], float]:
+    """Mean absolute difference (of 255) of each pair of one identity's images by different vendors."""
+    pixels = {name: Image.open(io.BytesIO(content)).convert("RGB") for name, content in images.items()}
+    found = {}
+    for _, names in itertools.groupby(images, key=lambda name: name.split("_")[0]):
+        for a, b in itertools.combinations(names, 2):
+            if a.split("_")[1] != b.split("_")[1]:
+                channels = ImageStat.Stat(ImageChops.difference(pixels[a], pixels[b])).mean
+                found[a, b] = sum(channels) / len(channels)
+    return found
+
+
+def shared_drawings(images: dict[str, bytes]) -> list[str]:
+    """Images that are, pixel for pixel, also an image of another identity."""
+    holders: dict[bytes, list[str]] = defaultdict(list)
+    for name, content in images.items():
+        with Image.open(io.BytesIO(content)) as image:
+            holders[image.convert("RGB").tobytes()].append(name)
+    return [n for names in holders.values() if len({n.split("_")[0] for n in names}) > 1 for n in names]
+
+
+def near_identical_table(images: dict[str, bytes], split: dict[str, list[str]]) -> list[str]:
+    """Markdown lines: how many pairs of one identity by different vendors look alike."""
+    test, queries = set(split["test"]), set(split["query"])
+    groups: dict[str, list[float]] = {"all identities": [], "test": [], "test, a query and a gallery image": []}
+    for (a, b), distance in distances(images).items():
+        groups["all identities"].append(distance)
+        if a.split("_")[0] in test:
+            groups["test"].append(distance)
+            if (a in queries) != (b in queries):
+                groups["test, a query and a gallery image"].append(distance)
+    lines = [
+        f"Pairs of the same identity by different vendors, near-identical where the mean absolute difference of the "
+        f"96-pixel RGB images is at most {NEAR_IDENTICAL:g} of 255:",
+        "",
+        f"| pairs | in all | exactly identical | near-identical (≤ {NEAR_IDENTICAL:g}) | ≤ {2 * NEAR_IDENTICAL:g} |",
+        "|---|---|---|---|---|",
+    ]
+    for name, values in groups.items():
+        counts = (sum(v <= limit for v in values) for limit in (0, NEAR_IDENTICAL, 2 * NEAR_IDENTICAL))
+        lines.append(f"| {name} | {len(values):,} | " + " | ".join(f"{count:,}" for count in counts) + " |")
+    return lines
+
+
+def figures(images: dict[str, bytes], split: dict[str, list[str]]) -> str:
+    """The part of README.md that is measured."""
+    parts = {part: set(split[part]) for part in ("train", "validation", "test")}
+    queries = {"train": set(), "validation": set(split["validation_query"]), "test": set(split["query"])}
+    per_identity = Counter(name.split("_")[0] for name in images)
+    lines = ["## Figures", "", "| set | images | train | of which validation | test |", "|---|---|---|---|---|"]
+    for icon_set in SETS:
+        names = [name for name in images if name.endswith(f"_{icon_set.name}.webp")]
+        held = [sum(name.split("_")[0] in part for name in names) for part in parts.values()]
+        lines.append(f"| {icon_set.name} | {len(names):,} | " + " | ".join(f"{n:,}" for n in held) + " |")
+    lines += ["", "| part | identities | images | query | gallery |", "|---|---|---|---|---|"]
+    for part, identities in parts.items():
+        size = sum(per_identity[identity] for identity in identities)
+        tested = (f"{len(queries[part]):,}", f"{size - len(queries[part]):,}") if queries[part] else ("", "")
+        lines.append(f"| {part} | {len(identities):,} | {size:,} | {tested[0]} | {tested[1]} |")
+    sizes = ", ".join(f"{n:,} identities have {size}" for size, n in sorted(Counter(per_identity.values()).items()))
+    shared = shared_drawings(images)
+    asked = [name for name in shared if name in queries["test"]]
+    lines += ["", f"Images of an identity: {sizes}. Blank images: 0.", "", *near_identical_table(images, split), ""]
+    lines.append(
+        f"{len(shared)} images are pixel for pixel also an image of another identity by the same vendor, which draws "
+        f"both alike; {len(asked)} of the {len(split['query'])} test queries are among them."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def readme_with(figures_text: str) -> bytes:
+    """README.md with its measured part replaced."""
+    before, _, rest = (HERE / "README.md").read_text(encoding="utf-8").partition(FIGURES[0])
+    after = rest.partition(FIGURES[1])[2]
+    return (before + FIGURES[0] + figures_text + FIGURES[1] + after).encode()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", type=Path, help="the folder with noto/, twemoji/, … (@iconify-json)")
@@ -232,6 +312,7 @@ def main() -> None:
     outputs = {
         "emoji.zip": archive(images),
         "split.json": (json.dumps(split, indent=0) + "\n").encode(),
+        "README.md": readme_with(figures(images, split)),
     }
     print(f"{len({n.split('_')[0] for n in images})} identities, {len(images)} images, 0 blank")
     for name, content in outputs.items():

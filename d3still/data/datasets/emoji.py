@@ -105,9 +105,7 @@ def _read_split(path: Path, names: Iterable[str]) -> dict[str, frozenset[str]]:
     files = frozenset(names)
     identities = frozenset(name.split("_")[0] for name in files)
     unknown = [
-        str(entry)
-        for key, part in parts.items()
-        for entry in part - (files if key.endswith("query") else identities)
+        str(entry) for key, part in parts.items() for entry in part - (files if key.endswith("query") else identities)
     ]
     if unknown:
         raise UserError(f"{NAME}: {path} lists {some(sorted(unknown))}, which {ARCHIVE} lacks; {_RESTORE}")
