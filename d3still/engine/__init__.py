@@ -1,8 +1,8 @@
 """Training and testing a run: the loop, checkpoints, precision, several processes."""
 
-from d3still.engine.evaluate import Evaluation, evaluate
 from d3still.engine.precision import Precision, choose_precision
-from d3still.engine.train import train
+from d3still.engine.retrieval import Evaluation, evaluate
+from d3still.engine.run import train
 from d3still.engine.trainer import Trainer
 
 __all__ = ["Evaluation", "Precision", "Trainer", "choose_precision", "evaluate", "train"]

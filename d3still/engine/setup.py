@@ -110,7 +110,8 @@ def _load_extra(distiller: Distiller, path: Path) -> None:
         return
     problems = [key for key in wanted if key not in found or found[key].shape != wanted[key].shape]
     if problems:
-        raise UserError(f"{path} lacks what {type(distiller.baseline).__name__} learned in stage 1: {', '.join(problems)}")
+        name = type(distiller.baseline).__name__
+        raise UserError(f"{path} lacks what {name} learned in stage 1: {', '.join(problems)}")
     distiller.extra.load_state_dict({key: found[key] for key in wanted})
 
 

@@ -17,10 +17,10 @@ from d3still.data import ImageBatch, PairBatch
 from d3still.distillers import Distiller, Pair
 from d3still.engine.checkpoint import load_network_state, network_state, save_checkpoint, seed_step
 from d3still.engine.distributed import Agreement, Ranks, gather_lists
-from d3still.engine.evaluate import Evaluation, evaluate
 from d3still.engine.events import Board, progress_bar
 from d3still.engine.meter import Meter
 from d3still.engine.precision import Precision
+from d3still.engine.retrieval import Evaluation, evaluate
 from d3still.engine.run_folder import RunFolder
 from d3still.engine.setup import Data
 from d3still.engine.signals import Preempted, StopRequest

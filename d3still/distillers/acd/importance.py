@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImportanceGroups:
-    """Names of the scored blocks by tier (METHOD, RAHO), each list in the network's order."""
+    """Names of all blocks by tier (METHOD, RAHO), in the network's order; block 0 counts as important."""
 
     unimportant_at_both: list[str] = field(default_factory=list)
     unimportant_at_high_resolution_only: list[str] = field(default_factory=list)
@@ -87,7 +87,7 @@ class BlockImportance:
         }
 
     def groups(self, ratio: float, cross_resolution: bool) -> ImportanceGroups:
-        """Tiers of the scored blocks: the lowest int(n·ratio) by normalised score are unimportant, view by view.
+        """Tiers of the blocks: among the scored ones the lowest int(n·ratio) by normalised score are unimportant, view by view.
 
         Args:
             ratio: p in [0, 1].
@@ -109,11 +109,11 @@ class BlockImportance:
             cross_resolution = False
         low_high = self._lowest("high", ratio)
         low_both = low_high & self._lowest("cross", ratio) if cross_resolution else low_high
-        names = [name for name, _ in self.blocks[1:]]
+        names = list(enumerate((name for name, _ in self.blocks), start=-1))  # block 0 has no score
         return ImportanceGroups(
-            [name for i, name in enumerate(names) if i in low_both],
-            [name for i, name in enumerate(names) if i in low_high - low_both],
-            [name for i, name in enumerate(names) if i not in low_high],
+            [name for i, name in names if i in low_both],
+            [name for i, name in names if i in low_high - low_both],
+            [name for i, name in names if i not in low_high],
         )
 
     def _add(self, view: str, feats: Sequence[Tensor], final: Tensor) -> None:

@@ -14,7 +14,6 @@ from yacs.config import CfgNode
 from d3still.data import BatchLoader, ImageBatch, RetrievalDataset, Sample
 from d3still.engine.distributed import gather_lists, gather_rows
 from d3still.engine.setup import Data
-from d3still.errors import UserError
 from d3still.evaluation import RankingResult, evaluate_distances, evaluate_ranking, k_reciprocal_distances
 
 
@@ -113,7 +112,8 @@ def _rank(cfg: CfgNode, dataset: RetrievalDataset, query: Features, gallery: Fea
     """The plain ranking under "", and the re-ranked one where ``TEST.RE_RANKING`` asks for it."""
     queries = [dataset.query[i] for i in query.indices]
     images = [dataset.gallery[i] for i in gallery.indices]
-    labels = [np.array([getattr(s, name) for s in part]) for name in ("identity", "camera") for part in (queries, images)]
+    names, parts = ("identity", "camera"), (queries, images)
+    labels = [np.array([getattr(sample, name) for sample in part]) for name in names for part in parts]
     rules: dict[str, Any] = {"exclude_same_camera": cfg.TEST.EXCLUDE_SAME_CAMERA}
     results = {"": evaluate_ranking(query.values, gallery.values, *labels, metric=cfg.TEST.TEST_METRIC, **rules)}
     if cfg.TEST.RE_RANKING:
