@@ -1,8 +1,9 @@
 """Configs written for the published code: the same meaning under the keys of this schema.
 
 Two codebases published configs: D3Still (stages 0 and 1) and ACD, which adds keys for stage 2. A file counts
-as published when it has a key that only those have and nothing of what came since. Its settings are
-translated, and what it leaves out takes the value that its own codebase gives it.
+as published when it has a key that only those have, builds on no other file, and does not name ACD as its
+distiller, which only this package does. What such a file leaves out has the value that its own codebase
+gives it. In any other file an old key is just another name for the present one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from d3still.config.coerce import coerce, unquote
 from d3still.config.reader import Layer, Setting, shown
+from d3still.config.sections import known_defaults
 from d3still.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 TYPE_KEY = "DISTILLER.TYPE"
 AMP_KEY = "EXPERIMENT.CUDA_AMP"
 ROOT_KEY = "DATASETS.ROOT_DIR"
+BASELINE_KEY, BUILDER_KEY = "ACD.BASELINE", "SOLVER.OPTIMIZER_BUILDER"
 ACD_TYPE, NO_DISTILLER = "ACD", "NONE"
 
 # Keys that ACD added for stage 2, and what they are called here.
@@ -49,10 +52,6 @@ ACD_ONLY = {
     "INPUT.SIZE_TEST",
     "INPUT.PADDING",
 }
-# Keys of this schema that a published file cannot have.
-NEW_SECTIONS = ("ACD.", "RAHO.")
-NEW_KEYS = ("SOLVER.OPTIMIZER_BUILDER", "EXPERIMENT.PRECISION", "TEST.WEIGHTS")
-
 # Where ACD's own defaults differ from this schema's (tests/conformance/published_defaults.json).
 ACD_DEFAULTS: dict[str, Any] = {
     "DISTILLER.STUDENT_NAME": "ResNet101",
@@ -64,7 +63,7 @@ ACD_DEFAULTS: dict[str, Any] = {
     "INPUT.SIZE_TEST": [64, 64],
     "INPUT.PADDING": 2,
 }
-LAMBDA1_DEFAULT = 0.7482
+PUBLISHED_DEFAULT = "published default"  # in place of a file and line
 
 
 @dataclass
@@ -92,8 +91,16 @@ def translate(layer: Layer) -> dict[str, Setting]:
     if not PUBLISHED_ONLY & settings.keys():
         return settings
     translated = _rename(settings, notes)
-    if _is_published(layer):
-        _restore_meaning(settings, translated, notes)
+    published = not layer.bases and _type_of(settings) != ACD_TYPE
+    of_acd = published and bool(ACD_ONLY & settings.keys())
+    if of_acd:
+        _fill_in(translated, notes)
+    if (of_acd or STAGE_2_KEYS.keys() & settings.keys()) and _type_of(settings) not in (ACD_TYPE, NO_DISTILLER):
+        _make_stage_2(translated, notes)
+    _restore_raml(translated, notes)
+    if ROOT_KEY in translated and not unquote(str(translated[ROOT_KEY].value)):
+        del translated[ROOT_KEY]
+        notes.left_out.append(f"{ROOT_KEY} (empty)")
     notes.log(f"{shown(layer.file)} uses keys of the published code")
     return translated
 
@@ -104,11 +111,6 @@ def translate_overrides(settings: dict[str, Setting]) -> dict[str, Setting]:
     translated = _rename(settings, notes)
     notes.log("the command line uses keys of the published code")
     return translated
-
-
-def _is_published(layer: Layer) -> bool:
-    newer = any(key.startswith(NEW_SECTIONS) or key in NEW_KEYS for key in layer.settings)
-    return not newer and not layer.bases and _type_of(layer.settings) != ACD_TYPE
 
 
 def _type_of(settings: dict[str, Setting]) -> str:
@@ -135,25 +137,33 @@ def _rename(settings: dict[str, Setting], notes: _Notes) -> dict[str, Setting]:
     return translated
 
 
-def _restore_meaning(settings: dict[str, Setting], translated: dict[str, Setting], notes: _Notes) -> None:
-    """What a published file says by being one: its stage, its codebase's defaults, how RAML ran."""
-    where = "published default"
-    if ACD_ONLY & settings.keys():
-        for key, value in ACD_DEFAULTS.items():
-            if key not in translated:
-                translated[key] = Setting(value, where)
-                notes.filled_in.append(f"{key} {value}")
-        baseline = _type_of(settings)
-        if baseline != NO_DISTILLER:
-            translated["ACD.BASELINE"] = settings[TYPE_KEY]
-            translated[TYPE_KEY] = Setting(ACD_TYPE, settings[TYPE_KEY].where)
-            translated["SOLVER.OPTIMIZER_BUILDER"] = Setting("RAHO", where)
-            notes.read_as.append(f"{TYPE_KEY} {baseline} in stage 2 = ACD over {baseline} with RAHO")
-    if "RAML.LAMBDA2" in translated:
-        translated["RAML.LAMBDA2"] = translated.get("RAML.LAMBDA1", Setting(LAMBDA1_DEFAULT, where))
-        notes.read_as.append(f"RAML.LAMBDA2 = {translated['RAML.LAMBDA2'].value} (LAMBDA1, which ran for both)")
-    elif "RAML.LAMBDA1" in translated:
-        translated["RAML.LAMBDA2"] = translated["RAML.LAMBDA1"]
-    if ROOT_KEY in translated and not unquote(str(translated[ROOT_KEY].value)):
-        del translated[ROOT_KEY]
-        notes.left_out.append(f"{ROOT_KEY} (empty)")
+def _fill_in(translated: dict[str, Setting], notes: _Notes) -> None:
+    """ACD's own defaults for the keys that a file of its codebase leaves out."""
+    for key, value in ACD_DEFAULTS.items():
+        if key not in translated:
+            translated[key] = Setting(value, PUBLISHED_DEFAULT)
+            notes.filled_in.append(f"{key} {value}")
+
+
+def _make_stage_2(translated: dict[str, Setting], notes: _Notes) -> None:
+    """TYPE named the baseline; here it names ACD, which wraps the baseline, and RAHO is a builder's name."""
+    kind = translated[TYPE_KEY]
+    if BASELINE_KEY in translated:
+        raise UserError(
+            f"{kind.where}: with keys of the published stage 2, {TYPE_KEY} {kind.value} is the published name of "
+            f"{BASELINE_KEY}, which is set too; write {TYPE_KEY}: {ACD_TYPE}"
+        )
+    translated[BASELINE_KEY], translated[TYPE_KEY] = kind, Setting(ACD_TYPE, kind.where)
+    translated.setdefault(BUILDER_KEY, Setting("RAHO", PUBLISHED_DEFAULT))
+    notes.read_as.append(f"{TYPE_KEY} {kind.value} in stage 2 = {ACD_TYPE} over {kind.value} with RAHO")
+
+
+def _restore_raml(translated: dict[str, Setting], notes: _Notes) -> None:
+    """The published code used λ1 for both of RAML's terms, whatever λ2 was."""
+    first, second = "RAML.LAMBDA1", "RAML.LAMBDA2"
+    if not {first, second} & translated.keys():
+        return
+    ran = translated.get(first, Setting(known_defaults()[first], PUBLISHED_DEFAULT))
+    if second in translated:
+        notes.read_as.append(f"{second} = {ran.value} (LAMBDA1, which ran for both)")
+    translated[second] = ran

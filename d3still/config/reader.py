@@ -7,6 +7,7 @@ guesses (``on`` is true, ``1e-3`` is a string, ``010`` is eight) do not get in t
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,11 @@ def _compose(file: Path) -> yaml.Node:
     if file.is_dir():
         raise UserError(f"{file} is a folder; name a config file in it, e.g. --config-file {file}/rop.yaml")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"config file {file} does not exist; check the path given to --config-file") from None
+        near = difflib.get_close_matches(file.name, [path.name for path in file.parent.glob("*.y*ml")], n=1)
+        hint = f"did you mean {file.parent / near[0]}?" if near else "check the path given to --config-file"
+        raise UserError(f"config file {file} does not exist; {hint}") from None
     except UnicodeDecodeError:
         raise UserError(f"config file {file} is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:

@@ -104,7 +104,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.CHECKPOINT_STEPS": NOT_NEGATIVE,
     "SOLVER.LOG_PERIOD": AT_LEAST_1,
     "SOLVER.EVAL_PERIOD": AT_LEAST_1,
-    "SOLVER.SEED": NOT_NEGATIVE,
+    "SOLVER.SEED": ("0 or more and below 2^32", lambda value: 0 <= value < 2**32),
     "TEST.IMS_PER_BATCH": AT_LEAST_1,
     "TEST.RE_RANKING_PARAMETER": RE_RANKING,
 }
@@ -121,7 +121,8 @@ def validate(cfg: Config) -> None:
     for key, options in CHOICES.items():
         if values[key] not in options:
             raise UserError(f"{cfg.origin(key)}: {key} is '{values[key]}'; choose {' | '.join(options)}")
-    for key, (meaning, holds) in RULES.items():
+    weights = {key: NOT_NEGATIVE for key in values if key.endswith(".KD_WEIGHT")}
+    for key, (meaning, holds) in (RULES | weights).items():
         if not holds(values[key]):
             raise UserError(f"{cfg.origin(key)}: {key} is {values[key]}; it must be {meaning}")
     for key, problem in _cross_checks(cfg):
@@ -170,10 +171,8 @@ def _camera_pattern_problems(pattern: str) -> Iterator[tuple[str, str]]:
 def _warn_of_unused_schedule(cfg: Config) -> None:
     """A shortened run may end before its learning rate falls; that is allowed, but seldom meant."""
     solver = cfg.SOLVER
-    start = solver.LR_DECAY_STEPS[0]
-    if start >= solver.MAX_EPOCHS:
-        logger.warning(
-            "SOLVER.MAX_EPOCHS %d ends before the learning rate falls (SOLVER.LR_DECAY_STEPS starts at epoch %d)",
-            solver.MAX_EPOCHS,
-            start,
-        )
+    ends = f"SOLVER.MAX_EPOCHS {solver.MAX_EPOCHS} ends before"
+    if solver.LR_WARMUP_EPOCHS >= solver.MAX_EPOCHS:
+        logger.warning("%s warm-up does (SOLVER.LR_WARMUP_EPOCHS %d)", ends, solver.LR_WARMUP_EPOCHS)
+    elif min(solver.LR_DECAY_STEPS) >= solver.MAX_EPOCHS:
+        logger.warning("%s the learning rate falls (SOLVER.LR_DECAY_STEPS %s)", ends, solver.LR_DECAY_STEPS)

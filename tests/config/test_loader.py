@@ -168,8 +168,16 @@ def test_a_bad_file_gets_one_line_that_says_what_to_do(write, text, expected):
     assert expected in message and "x.yaml" in message
 
 
+def test_a_windows_editors_file_is_read(write):
+    path = write("x.yaml", "")
+    path.write_bytes(b"\xef\xbb\xbfSOLVER:\r\n  SEED: 7\r\n")
+    assert load_config(path).SOLVER.SEED == 7
+
+
 def test_a_file_that_cannot_be_read_is_named(write, tmp_path):
     assert "config file nowhere.yaml does not exist" in refused("nowhere.yaml")
+    write("acd_rop.yaml", "TEST: {}\n")
+    assert refused("acd_rpo.yaml").endswith("did you mean acd_rop.yaml?")
     assert "is a folder" in refused(tmp_path)
     latin = write("latin.yaml", "")
     latin.write_bytes("DATASETS: {NAMES: café}".encode("latin-1"))

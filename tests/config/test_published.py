@@ -146,14 +146,30 @@ def test_a_file_of_ours_keeps_its_own_meaning(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "mark", ["ACD: {BASELINE: CSD}", "RAHO: {RATIO: 0.5}", "SOLVER: {OPTIMIZER_BUILDER: RAHO}", "_BASE_: b.yaml"]
+    "mark", ["DISTILLER: {TYPE: ACD, TEACHER_ALPHA: 5}", "_BASE_: b.yaml\nDISTILLER: {TEACHER_ALPHA: 5}"]
 )
 def test_an_old_name_in_a_file_of_ours_is_only_a_name(tmp_path, mark):
-    (tmp_path / "b.yaml").write_text("SOLVER: {SEED: 3}\n")
-    (tmp_path / "x.yaml").write_text(f"{mark}\nDISTILLER: {{TYPE: CSD, TEACHER_ALPHA: 5}}\nRAML: {{LAMBDA2: 0.5}}\n")
-    cfg = get_cfg()
-    cfg.merge_from_file(tmp_path / "x.yaml")
-    assert cfg.DISTILLER.TYPE == "CSD" and cfg.ACD.ALPHA == 5.0 and cfg.ACD.BETA == 2.0 and cfg.RAML.LAMBDA2 == 0.5
+    (tmp_path / "b.yaml").write_text("DISTILLER: {TYPE: ACD}\nACD: {BASELINE: CSD}\n")
+    (tmp_path / "x.yaml").write_text(mark)
+    cfg = load_config(tmp_path / "x.yaml")
+    assert (cfg.DISTILLER.TYPE, cfg.ACD.ALPHA, cfg.ACD.BETA, cfg.RAHO.GAMMA) == ("ACD", 5.0, 2.0, 0.05)
+    assert cfg.SOLVER.OPTIMIZER_BUILDER == "Uniform"
+
+
+def test_new_keys_in_a_published_file_do_not_change_its_stage(tmp_path):
+    settings = SETTINGS["acd/CUB200/ResNet101_256x256_ResNet18_64x64/RAML.yaml"]
+    added = {"RAHO.MAX_BATCHES": 10, "DATALOADER.CACHE": "ram", "SOLVER.OPTIMIZER_BUILDER": "Uniform"}
+    (tmp_path / "x.yaml").write_text(plain(settings | added))
+    expected = meaning(settings) | added | {"OUTPUT_DIR.ROOT_PATH": "log"}
+    values = load_config(tmp_path / "x.yaml").flat()
+    del expected["OUTPUT_DIR.EXPERIMENT_NAME"]
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_a_baseline_named_twice_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text(plain(SETTINGS[STAGE_2_FILE] | {"ACD.BASELINE": "CSD"}))
+    with pytest.raises(UserError, match=r"DISTILLER\.TYPE ROP is the published name of ACD\.BASELINE"):
+        load_config(tmp_path / "x.yaml")
 
 
 def test_a_file_of_ours_can_build_on_a_published_one(tmp_path):
@@ -162,14 +178,6 @@ def test_a_file_of_ours_can_build_on_a_published_one(tmp_path):
     cfg = load_config(tmp_path / "mine.yaml")
     assert (cfg.DISTILLER.TYPE, cfg.ACD.BASELINE, cfg.RAHO.GAMMA) == ("ACD", "ROP", 0.3)
     assert (cfg.ACD.ALPHA, cfg.ACD.BETA, cfg.ROP.KD_WEIGHT) == (1.0, 2.0, 5.0)
-
-
-def test_new_keys_that_say_nothing_about_the_stage_leave_a_published_file_published(tmp_path):
-    (tmp_path / "x.yaml").write_text(
-        plain(SETTINGS[STAGE_2_FILE] | {"DATASETS.ROOT_DIR": "/data", "DATALOADER.CACHE": "ram"})
-    )
-    cfg = load_config(tmp_path / "x.yaml")
-    assert (cfg.DISTILLER.TYPE, cfg.DATASETS.ROOT_DIR, cfg.DATALOADER.CACHE) == ("ACD", "/data", "ram")
 
 
 def test_old_names_on_the_command_line(tmp_path):

@@ -48,6 +48,8 @@ def load(tmp_path, monkeypatch):
         ("SOLVER.LR_DECAY_STEPS", [-1]),
         ("SOLVER.IMS_DISTILLATION_PER_BATCH", 0),
         ("SOLVER.SEED", -1),
+        ("SOLVER.SEED", 2**32),
+        ("UGD.KD_WEIGHT", -1),
         ("DATALOADER.NUM_WORKERS", -1),
         ("TEST.IMS_PER_BATCH", 0),
         ("TEST.RE_RANKING_PARAMETER", [0, 10, 0.3]),
@@ -108,3 +110,5 @@ def test_a_run_that_ends_before_its_rate_falls_is_told_so(load, caplog):
         caplog.clear()
         load("SOLVER.MAX_EPOCHS", 41)
         assert not caplog.text
+        load("SOLVER.MAX_EPOCHS", 10)
+        assert "SOLVER.MAX_EPOCHS 10 ends before warm-up does" in caplog.text
