@@ -124,7 +124,7 @@ def _flat_settings(root: yaml.MappingNode, file: str) -> dict[str, Setting]:
         seen: set[str] = set()
         for key_node, value_node in node.value:
             where = f"{file}, line {key_node.start_mark.line + 1}"
-            if not isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, yaml.ScalarNode) or not key_node.value.isprintable():
                 raise UserError(f"{where}: a key must be a plain name")
             key = f"{prefix}.{key_node.value}" if prefix else key_node.value
             if key in seen or key in settings:

@@ -155,6 +155,7 @@ def test_circles_are_named(write):
         ("", "x.yaml is empty"),
         ("---\nSOLVER: {}\n---\nTEST: {}", "not valid YAML"),
         ("? [a, b]\n: c", "a key must be a plain name"),
+        ('"SOLVER\\nSEED": 3', "a key must be a plain name"),
         ("a: &a {b: *a}", "nested too deeply"),
         ("SOLVER: {LR_DECAY_STEPS: &a [*a]}", "may hold only plain values"),
         ("SOLVER: {LR_DECAY_STEPS: [{a: 1}]}", "may hold only plain values"),
