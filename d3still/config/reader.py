@@ -80,10 +80,9 @@ def parse_list(text: str) -> list[Any] | None:
     if text[:1] != "[":
         text = f"[{text}]"
     try:
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError:
+        return _plain(yaml.compose(text, Loader=yaml.BaseLoader), "", 0)
+    except (yaml.YAMLError, RecursionError, UserError):
         return None
-    return _plain(node, "", 0) if isinstance(node, yaml.SequenceNode) else None
 
 
 def _compose(file: Path) -> yaml.Node:
@@ -106,7 +105,7 @@ def _compose(file: Path) -> yaml.Node:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{shown(file)}{line}: not valid YAML ({error.problem}); correct that line") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{shown(file)}: not valid YAML ({reason}); correct the file") from None
     if not isinstance(node, yaml.MappingNode):

@@ -118,6 +118,10 @@ def test_python_values_mean_the_same(key, text, meaning):
         ("DATASETS.NAMES", ["SOP"]),
         ("SOLVER.LR_DECAY_STEPS", True),
         ("SOLVER.LR_DECAY_STEPS", {"a": 1}),
+        ("SOLVER.LR_DECAY_STEPS", "{a: 1}"),
+        ("SOLVER.LR_DECAY_STEPS", "1]"),
+        ("SOLVER.LR_DECAY_STEPS", "[1] 2"),
+        ("SOLVER.LR_DECAY_STEPS", "[" * 9999),
         ("SOLVER.LR_DECAY_STEPS", [1.5]),
     ],
 )

@@ -150,6 +150,7 @@ def test_circles_are_named(write):
         ("SOLVER:\n\tSEED: 1", "x.yaml, line 2: not valid YAML"),
         ("SOLVER: [SEED: 1", "not valid YAML"),
         ("a: *nothing", "not valid YAML"),
+        ("a: " + "[" * 9999, "not valid YAML"),
         ("- SOLVER\n- TEST", "x.yaml holds no sections"),
         ("just words", "x.yaml holds no sections"),
         ("", "x.yaml is empty"),
