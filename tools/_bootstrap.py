@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from d3still.errors import UserError  # noqa: E402
+from d3still.errors import UserError
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit statuses
 

@@ -137,5 +137,3 @@ def per_query(evaluation: Evaluation) -> dict[str, np.ndarray]:
             f"{name}_cmc": np.asarray(result.cmc),
         }
     return arrays
-
-

@@ -87,7 +87,7 @@ class BlockImportance:
         }
 
     def groups(self, ratio: float, cross_resolution: bool) -> ImportanceGroups:
-        """Tiers of the blocks: among the scored ones the lowest int(n·ratio) by normalised score are unimportant, view by view.
+        """Tiers of the blocks: view by view, the lowest int(n·ratio) scored ones by normalised score are unimportant.
 
         Args:
             ratio: p in [0, 1].

@@ -1,0 +1,69 @@
+"""What ``tools/test_net.py`` does: weights in, AIR and SIR out."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from d3still.config import run_dir, weight_path
+from d3still.distillers import Distiller
+from d3still.engine.distributed import process_group
+from d3still.engine.events import logging_to
+from d3still.engine.retrieval import Evaluation, evaluate
+from d3still.engine.run_folder import RunFolder
+from d3still.engine.setup import Data, build_distiller, open_dataset, previous_stage, stage_of
+from d3still.errors import UserError
+from d3still.modeling import load_weights, read_weights
+
+logger = logging.getLogger(__name__)
+
+
+def test(cfg: CfgNode) -> Evaluation:
+    """Evaluate a run's ``last.pth``, or the checkpoint that ``TEST.WEIGHTS`` names.
+
+    Nothing is downloaded. A classifier of another width is dropped, and said to be.
+
+    Raises:
+        UserError: when there are no weights, or they do not fit.
+    """
+    with ExitStack() as stack:
+        ranks, device = stack.enter_context(process_group(cfg.EXPERIMENT.DEVICE, cfg.EXPERIMENT.DEVICE_ID))
+        stack.enter_context(logging_to(None, quiet=not ranks.is_main))
+        dataset = open_dataset(cfg)
+        distiller = build_distiller(cfg, dataset.num_classes)
+        load_test_weights(cfg, distiller)
+        distiller.to(device, memory_format=torch.channels_last)
+        return evaluate(cfg, Data(cfg, dataset, ranks, device), distiller.query, distiller.gallery, device)
+
+
+def load_test_weights(cfg: CfgNode, distiller: Distiller) -> None:
+    """Weights of both networks. A file that holds one network only is the learner's, and the other comes
+    from where its stage takes it (``TEACHER_MODEL_PATH``, ``STUDENT_PRETRAIN_PATH``)."""
+    path = tested_file(cfg)
+    logger.info("testing %s", path)
+    held = read_weights(path).networks()
+    networks = {"query": distiller.query, "gallery": distiller.gallery}
+    keys = {"query": "STUDENT_PRETRAIN_PATH", "gallery": "TEACHER_MODEL_PATH"}
+    for side, network in networks.items():
+        if network is None:
+            continue
+        elsewhere = len(held) == 1 and stage_of(cfg) > 0 and side != distiller.learner
+        source = previous_stage(cfg, keys[side]) if elsewhere else path
+        load_weights(network, source, part=side, purpose="test")
+
+
+def tested_file(cfg: CfgNode) -> Path:
+    """``TEST.WEIGHTS``, else the run's own ``last.pth``.
+
+    Raises:
+        UserError: when it is not there.
+    """
+    own = RunFolder(run_dir(cfg)).last
+    path = weight_path(cfg, cfg.TEST.WEIGHTS) if cfg.TEST.WEIGHTS else own
+    if not path.exists():
+        raise UserError(f"no weights at {path}; train this config first, or set TEST.WEIGHTS to a checkpoint")
+    return path

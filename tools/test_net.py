@@ -1,0 +1,65 @@
+"""Test a run: python tools/test_net.py --config-file configs/emoji/rop.yaml [KEY VALUE …]
+
+Or rank features that any tool made: python tools/test_net.py --features query.npz gallery.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import _bootstrap
+
+from d3still.config import get_cfg, load_config
+from d3still.engine.testing import test
+from d3still.errors import UserError
+from d3still.evaluation import RankingResult, evaluate_ranking, load_features
+
+COLUMNS = ("mAP", "mINP", "R1", "R5", "R10")
+
+
+def rank_files(paths: list[str], opts: list[str]) -> dict[str, RankingResult]:
+    """Rank the features of two .npz files; TEST settings may follow as KEY VALUE."""
+    cfg = get_cfg()
+    cfg.merge_from_list(opts)
+    query, gallery = (load_features(path) for path in paths)
+    labels = (query.ids, gallery.ids, query.cams, gallery.cams)
+    rules = {"metric": cfg.TEST.TEST_METRIC, "exclude_same_camera": cfg.TEST.EXCLUDE_SAME_CAMERA}
+    return {"features": evaluate_ranking(query.features, gallery.features, *labels, **rules)}
+
+
+def table(results: dict[str, RankingResult]) -> str:
+    """Results in percent, a row a protocol."""
+    lines = [f"{'':14}" + "".join(f"{name:>8}" for name in COLUMNS)]
+    for name, result in results.items():
+        summary = result.summary()
+        lines.append(f"{name:14}" + "".join(f"{summary[column]:8.2f}" for column in COLUMNS))
+    first = next(iter(results.values()))
+    if first.num_unmatched:
+        lines.append(
+            f"{first.num_unmatched} of {first.num_valid + first.num_unmatched} queries have no match: left out"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, test, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", "--cfg", help="the experiment's YAML file")
+    parser.add_argument(
+        "--features", nargs=2, metavar=("QUERY", "GALLERY"), help="two .npz files with features, ids, cams"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over the file's")
+    args = parser.parse_args()
+    if bool(args.config_file) == bool(args.features):
+        raise UserError("give either --config-file FILE or --features QUERY.npz GALLERY.npz")
+    if args.features:
+        results = rank_files(args.features, args.opts)
+    else:
+        results = test(load_config(args.config_file, args.opts)).results
+    print(json.dumps({name: r.summary() for name, r in results.items()}) if args.json else table(results))
+
+
+if __name__ == "__main__":
+    _bootstrap.run(main)
