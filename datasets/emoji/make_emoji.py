@@ -23,7 +23,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import resvg_py
 from PIL import Image, ImageChops, ImageStat
 
 HERE = Path(__file__).resolve().parent
@@ -161,6 +160,8 @@ def select(packages: list[Package]) -> dict[str, str]:
 
 def render(svg: str) -> Image.Image:
     """The drawing, as large as fits into the square, on the background."""
+    import resvg_py  # here, so that the tests can use the rest without it
+
     png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True)
     drawing = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     if drawing.size != (SIZE, SIZE):
