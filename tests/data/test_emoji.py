@@ -544,5 +544,20 @@ def test_a_missing_split_and_one_of_another_archive_are_named(small):
         emoji(small)
     for key, stranger in (("test", "1f0000"), ("query", "1f600_c009_nobody.webp")):
         (small / "split.json").write_text(json.dumps(lists | {key: [*lists[key], stranger]}))
-        with pytest.raises(UserError, match=rf"split\.json lists {stranger}, which emoji\.zip lacks"):
+        with pytest.raises(UserError, match=rf"split\.json lists {stranger} in '{key}', which emoji\.zip lacks"):
+            emoji(small)
+
+
+def test_lists_that_overlap_or_leave_an_identity_out_are_named(small):
+    lists = json.loads((small / "split.json").read_text())
+    train, test, query = lists["train"], lists["test"], lists["query"]
+    wrong = {
+        f"has {test[0]} in both 'train' and 'test'": {"train": [*train, test[0]]},
+        f"has {test[0]} in both 'validation' and 'test'": {"validation": test[:1]},
+        f"has {train[0]} in neither 'train' nor 'test'": {"train": train[1:]},
+        f"has {query[0]} in 'validation_query', whose identity is not in 'validation'": {"validation_query": query[:1]},
+    }
+    for problem, changed in wrong.items():
+        (small / "split.json").write_text(json.dumps(lists | changed))
+        with pytest.raises(UserError, match=re.escape(problem)):
             emoji(small)

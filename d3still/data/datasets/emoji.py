@@ -84,7 +84,7 @@ def _table(archive: Path) -> dict[str, int]:
     except _DAMAGED as error:
         raise UserError(f"{NAME}: {archive} is damaged ({error}); {_RESTORE}") from error
     except OSError as error:
-        raise UserError(f"{NAME}: {archive} cannot be read ({error.strerror}); check its rights") from error
+        raise UserError(f"{NAME}: {archive} cannot be read ({error.strerror or error}); check its rights") from error
     wrong = [name for name in sizes if not _FILE_NAME.fullmatch(name)]
     if wrong or not sizes:
         names = f"holds {some(map(repr, wrong))}" if wrong else "is empty"
@@ -99,17 +99,32 @@ def _read_split(path: Path, names: Iterable[str]) -> dict[str, frozenset[str]]:
         keys = ["train", *(key for pair in _SPLITS.values() for key in pair)]
         parts = {key: frozenset(lists[key]) for key in keys}
     except OSError as error:
-        raise UserError(f"{NAME}: {path} cannot be read ({error.strerror}); {_RESTORE}") from error
+        raise UserError(f"{NAME}: {path} cannot be read ({error.strerror or error}); {_RESTORE}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{NAME}: {path} is damaged ({error!r}); {_RESTORE}") from error
-    files = frozenset(names)
-    identities = frozenset(name.split("_")[0] for name in files)
-    unknown = [
-        str(entry) for key, part in parts.items() for entry in part - (files if key.endswith("query") else identities)
-    ]
-    if unknown:
-        raise UserError(f"{NAME}: {path} lists {some(sorted(unknown))}, which {ARCHIVE} lacks; {_RESTORE}")
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(f"{NAME}: {path} is damaged ({problem}); {_RESTORE}") from error
+    problem = _misfit(parts, frozenset(names))
+    if problem:
+        raise UserError(f"{NAME}: {path} {problem}; {_RESTORE}")
     return parts
+
+
+def _misfit(parts: Mapping[str, frozenset[str]], files: frozenset[str]) -> str:
+    """What is wrong between the lists and the archive's files; empty if nothing is."""
+    identities = frozenset(name.split("_")[0] for name in files)
+    for key, part in parts.items():
+        unknown = part - (files if key.endswith("query") else identities)
+        if unknown:
+            return f"lists {some(sorted(map(str, unknown)))} in '{key}', which {ARCHIVE} lacks"
+    for one, other in (("train", "test"), ("validation", "test")):
+        if both := parts[one] & parts[other]:
+            return f"has {some(sorted(both))} in both '{one}' and '{other}'"
+    if unlisted := identities - parts["train"] - parts["test"]:
+        return f"has {some(sorted(unlisted))} in neither 'train' nor 'test'"
+    for key, queries in _SPLITS.values():
+        if astray := sorted(name for name in parts[queries] if name.split("_")[0] not in parts[key]):
+            return f"has {some(astray)} in '{queries}', whose identity is not in '{key}'"
+    return ""
 
 
 def _record(images: Path, name: str) -> Record:
@@ -139,8 +154,8 @@ def _unpacked(archive: Path, sizes: Mapping[str, int]) -> Path:
 
 def _cannot_unpack(archive: Path, images: Path, error: OSError) -> UserError:
     return UserError(
-        f"{NAME}: {archive} cannot be unpacked to {images} ({error.strerror}); make room or copy {ARCHIVE} and "
-        f"{SPLIT_FILE} to a folder that can be written to and set DATASETS.ROOT_DIR to it"
+        f"{NAME}: {archive} cannot be unpacked to {images} ({error.strerror or error}); make room, or copy "
+        f"{ARCHIVE} and {SPLIT_FILE} to a folder that can be written to and set DATASETS.ROOT_DIR to it"
     )
 
 
