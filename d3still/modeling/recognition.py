@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from d3still.errors import UserError
+from d3still.modeling.base import RetrievalModel
 from d3still.modeling.build import build_model
 from d3still.modeling.registry import NETWORKS
 
@@ -18,12 +20,17 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
     Args:
         state: one network's weights, in any published form.
     """
+    return next((name for name in NETWORKS if _is_of(_blueprint(name), state)), None)
+
+
+@cache
+def _blueprint(name: str) -> RetrievalModel:
+    """The network without memory for its weights."""
     with torch.device("meta"):
-        return next((name for name in NETWORKS if _is_of(name, state)), None)
+        return build_model(name, num_classes=1)
 
 
-def _is_of(name: str, state: Mapping[str, Tensor]) -> bool:
-    model = build_model(name, num_classes=1)
+def _is_of(model: RetrievalModel, state: Mapping[str, Tensor]) -> bool:
     try:
         state = model.own_form(state)
     except UserError:

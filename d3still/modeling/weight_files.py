@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,9 @@ def _load(path: Path) -> Any:
     if path.suffix == ".safetensors":
         raise UserError(f"{path}: safetensors files are not read; save it with torch.save as a .pth first")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of odd files torch warns before it fails; one line is enough
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnpicklingError as error:
