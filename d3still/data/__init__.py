@@ -5,7 +5,7 @@ from d3still.data.build import build_dataset
 from d3still.data.datasets import DATASETS, Record, RetrievalDataset, Sample
 from d3still.data.image import ImageError, read_image
 from d3still.data.loaders import identity_loader, pair_loader, test_loader
-from d3still.data.prefetch import BatchLoader, explain_worker_death
+from d3still.data.prefetch import BatchLoader
 from d3still.data.sources import ImageCache
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "RetrievalDataset",
     "Sample",
     "build_dataset",
-    "explain_worker_death",
     "identity_loader",
     "pair_loader",
     "read_image",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -45,6 +48,7 @@ class BatchLoader:
         self._pin_memory, self._start_method = pin_memory, start_method
         self._requests = _Requests()
         self._workers: DataLoader[Any] | None = None
+        self._end_workers: Callable[[], Any] | None = None
 
     def num_batches(self, epoch: int) -> int:
         """How many batches `epoch` gives this rank; may differ from epoch to epoch."""
@@ -62,8 +66,11 @@ class BatchLoader:
         return self._from_workers(requests) if self._num_workers else self._from_thread(requests)
 
     def close(self) -> None:
-        """Ends the worker processes; a later epoch starts them again."""
-        self._workers = None
+        """Ends the worker processes and the epoch being read; a later epoch starts them again."""
+        self._requests.current = []
+        if self._end_workers is not None:
+            self._end_workers()
+        self._workers = self._end_workers = None
 
     def _from_thread(self, requests: list[Request]) -> Iterator[ImageBatch | PairBatch]:
         pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -84,53 +91,79 @@ class BatchLoader:
 
     def _from_workers(self, requests: list[Request]) -> Iterator[ImageBatch | PairBatch]:
         self._requests.current = requests
-        if self._workers is None:
-            self._workers = self._start_workers()
         try:
-            batches = iter(self._workers)
-            for _ in range(len(requests)):
-                batch = next(batches)
+            batches = self._start_epoch()
+            for _ in requests:
                 if self._requests.current is not requests:
-                    raise RuntimeError("another epoch of this loader has begun; only one can be read at a time")
-                if isinstance(batch, Failure):
-                    raise UserError(batch.message)
-                yield batch
+                    raise RuntimeError("another epoch has begun, or the loader was closed; this one is over")
+                yield self._next(batches)
+        except Exception:
+            if self._requests.current is requests:
+                self.close()
+            raise
+
+    def _next(self, batches: Iterator[Any]) -> ImageBatch | PairBatch:
+        try:
+            batch = next(batches)
         except RuntimeError as error:
-            death = explain_worker_death(error)
-            if death is None:
+            if not str(error).startswith(_TORCH_WORKER_DEATH):
                 raise
-            self.close()
-            raise death from error
+            raise UserError(
+                f"a process that loads images died ({' '.join(str(error).split())}); if memory or shared "
+                "memory (/dev/shm) ran out, lower DATALOADER.NUM_WORKERS; then start the command again to resume"
+            ) from error
+        if isinstance(batch, Failure):
+            raise UserError(batch.message)
+        return batch
 
-    def _start_workers(self) -> DataLoader[Any]:
-        return DataLoader(
-            self._maker,
-            batch_size=None,
-            sampler=self._requests,
-            num_workers=self._num_workers,
-            collate_fn=_as_it_is,
-            pin_memory=self._pin_memory,
-            worker_init_fn=_leave_signals_to_the_trainer,
-            multiprocessing_context=self._start_method,
-            # Its own generator: torch would draw the workers' seeds from the global one, and a run with
-            # workers would differ from one without.
-            generator=torch.Generator(),
-            prefetch_factor=PREFETCH,
-            persistent_workers=True,
-        )
+    def _start_epoch(self) -> Iterator[Any]:
+        if self._workers is None:
+            self._workers = DataLoader(
+                self._maker,
+                batch_size=None,
+                sampler=self._requests,
+                num_workers=self._num_workers,
+                collate_fn=_as_it_is,
+                pin_memory=self._pin_memory,
+                worker_init_fn=_ignore_interrupts,
+                multiprocessing_context=self._start_method,
+                # Its own generator: torch would draw the workers' seeds from the global one, and a run
+                # with workers would differ from one without.
+                generator=torch.Generator(),
+                prefetch_factor=PREFETCH,
+                persistent_workers=True,
+            )
+            self._end_workers = weakref.finalize(self, _end_workers, self._workers)
+        with _child_handler_kept():
+            return iter(self._workers)
 
 
-def explain_worker_death(error: RuntimeError) -> UserError | None:
-    """The clear form of torch's error about a dead worker process, or None if the error is another.
+def _end_workers(workers: DataLoader[Any]) -> None:
+    """Ends persistent workers, for which torch has no public way.
 
-    torch raises it in the main thread wherever that happens to be, so a trainer asks this too.
+    Left to the garbage collector, torch's queues may be gone before the workers are told to stop, and
+    each would be waited for in vain.
     """
-    if not str(error).startswith(_TORCH_WORKER_DEATH):
-        return None
-    return UserError(
-        f"a process that loads images died ({' '.join(str(error).split())}); if memory or shared memory "
-        "(/dev/shm) ran out, lower DATALOADER.NUM_WORKERS; then start the command again to resume"
-    )
+    iterator, workers._iterator = workers._iterator, None
+    if iterator is not None:
+        iterator._shutdown_workers()
+
+
+@contextlib.contextmanager
+def _child_handler_kept() -> Iterator[None]:
+    """Takes back the handler by which torch raises in the main thread, wherever that is, when a worker dies.
+
+    It would break off a step or the writing of a checkpoint when a preemption ends all processes of a job.
+    The next batch that is asked for reports the death just as well.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 
 class _Requests:
@@ -150,7 +183,6 @@ def _as_it_is(batch: ImageBatch | PairBatch | Failure) -> ImageBatch | PairBatch
     return batch
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and a preemption reach every process; the trainer still needs data to finish its step."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the trainer decides what it means for the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -100,9 +100,15 @@ def draw_boxes(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def place(source: np.ndarray, target: np.ndarray, flip: bool, down: int, right: int) -> None:
     """Flip, pad and crop in one copy: ``target`` (3, H, W), zeros before, gets ``source`` seen through a
     window moved ``down`` and ``right``; what lies outside stays zero."""
-    height, width = source.shape[1:]
+    rows, source_rows = _overlap(source.shape[1], down)
+    columns, source_columns = _overlap(source.shape[2], right)
     if flip:
         source = source[:, :, ::-1]
-    target[:, max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)] = source[
-        :, max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)
-    ]
+    target[:, rows, columns] = source[:, source_rows, source_columns]
+
+
+def _overlap(length: int, shift: int) -> tuple[slice, slice]:
+    """Where a window moved by ``shift`` meets what it looks at: in its own terms, and in the other's."""
+    meets = max(0, length - abs(shift))
+    start, source_start = max(0, -shift), max(0, shift)
+    return slice(start, start + meets), slice(source_start, source_start + meets)
