@@ -173,8 +173,8 @@ def _fill(model: RetrievalModel, state: Mapping[str, Tensor], source: str, may_s
     required = [key for key in expected if not (may_stay and key.startswith(may_stay))]
     if not any(key.endswith(_COUNTER) for key in state):
         state = {**state, **{key: torch.zeros_like(expected[key]) for key in required if key.endswith(_COUNTER)}}
-    _require_equal_classes(model, state, source)
     _require_nothing_wrong(model, expected, state, [key for key in required if key not in state], source)
+    _require_equal_classes(model, state, source)
     model.load_state_dict({key: state.get(key, value) for key, value in expected.items()})
     return [key for key in expected if key not in state]
 
@@ -195,11 +195,13 @@ def _require_nothing_wrong(
     missing: list[str],
     source: str,
 ) -> None:
+    """Refuse all that does not fit, but another number of classes, which has an error of its own."""
+    right = {_CLASSIFIER} if _other_classes(model, state) is not None else set()
     left_over = [key for key in state if key not in expected]
     misshapen = [
         f"{key} (file {_shape(state[key])}, network {_shape(value)})"
         for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
+        if key in state and key not in right and state[key].shape != value.shape
     ]
     problems = {"missing": missing, "left over": left_over, "of another shape": misshapen}
     found = [f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys]

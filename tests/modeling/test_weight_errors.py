@@ -72,12 +72,17 @@ def test_shapes_are_named(model):
 
 
 def test_another_network_is_recognised(model):
-    with torch.device("cpu"):
-        other = build_model("ResNet18_ibn_a", 4)
+    other = build_model("ResNet18_ibn_a", 4)
     for state in (other.state_dict(), torchvision.models.resnet50().state_dict()):
         name = "ResNet18_ibn_a" if "layer1.0.bn1.IN.weight" in state else "ResNet50"
         _refused(model, state, f"these are weights of {name}\\)")
     assert recognise({"something": torch.ones(1)}) is None
+
+
+def test_another_network_counts_for_more_than_another_number_of_classes(model):
+    other = build_model("ResNet18", 9).state_dict()
+    message = _refused(model, other, r"these are weights of ResNet18\)")
+    assert "classifier" not in message
 
 
 def test_imagenet_weights_must_cover_the_backbone():
