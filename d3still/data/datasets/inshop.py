@@ -103,7 +103,9 @@ def _data_lines(list_file: Path) -> list[tuple[int, str]]:
 
 
 def _images(folder: Path) -> Path:
-    return child(folder, "Img") or folder  # the lists' paths begin with img/
+    """What the lists' paths, which begin with img/, are relative to: Img/ in the authors' archive."""
+    outer = child(folder, "Img")
+    return outer if outer and child(outer, "img") else folder
 
 
 def _find(folder: Path, places: tuple[str, ...]) -> Path:

@@ -1,0 +1,156 @@
+"""Anyone's own data: a folder for each identity, or a table."""
+
+import pytest
+
+from d3still.data import build_dataset
+from d3still.errors import UserError
+from tests.data.helpers import save_all
+from tests.data.test_benchmarks import rows, write
+
+
+def own(root, names=("x_cam1.jpg", "y_cam3.png")):
+    for part in ("train", "query", "gallery"):
+        save_all(root / part, [f"{identity}/{name}" for identity in ("shoe", "hat") for name in names])
+    return root
+
+
+def test_a_folder_for_each_identity(tmp_path):
+    data = build_dataset("folder", own(tmp_path))
+    assert rows(data.train, tmp_path / "train") == [
+        ("hat/x_cam1.jpg", 0, 0), ("hat/y_cam3.png", 0, 1), ("shoe/x_cam1.jpg", 1, 2), ("shoe/y_cam3.png", 1, 3),
+    ]  # fmt: skip
+    assert data.identity_map == {"hat": 0, "shoe": 1}
+    assert [s.identity for s in data.query] == [s.identity for s in data.gallery] == [0, 0, 1, 1]
+    cameras = [s.camera for s in data.query + data.gallery]
+    assert sorted(cameras) == list(range(8))  # each file its own
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "cameras"),
+    [
+        (("x_cam1.jpg", "y_cam3.png"), r"cam(\d+)", [0, 2]),
+        (("x_cam0.jpg", "y_cam3.png"), r"cam(\d+)", [0, 3]),
+        (("x_c001.jpg", "y_c001.png"), r"_c(\d{3})", [0, 0]),  # all data from one camera
+        (("x_left.jpg", "y_right.png"), r"_(\w+)\.", [0, 1]),
+    ],
+)
+def test_a_pattern_gives_the_camera(tmp_path, names, pattern, cameras):
+    data = build_dataset("folder", own(tmp_path / "cam9", names), camera_pattern=pattern)
+    assert [s.camera for s in data.gallery] == cameras * 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [(r"cam(\d", "not a regular expression"), (r"cam\d", "no group"), (r"view(\d)", "finds no camera in the name of")],
+)
+def test_patterns_that_do_not_work(tmp_path, pattern, words):
+    with pytest.raises(UserError, match=words) as caught:
+        build_dataset("folder", own(tmp_path), camera_pattern=pattern)
+    assert "DATASETS.CAMERA_PATTERN" in str(caught.value)
+
+
+def test_a_test_folder_is_query_and_gallery(tmp_path):
+    save_all(tmp_path, ["train/1/a.jpg", "test/2/a.jpg", "test/2/b.jpg", "test/-1/c.jpg"])
+    data = build_dataset("folder", tmp_path)
+    assert data.query == data.gallery
+    assert [s.identity for s in data.gallery] == [-1, 2, 2]
+
+
+def test_mistakes_in_folders_are_named(tmp_path):
+    own(tmp_path)
+    save_all(tmp_path / "train", ["loose.jpg"])
+    with pytest.raises(UserError, match=r"loose\.jpg: put each image into a folder named after its identity"):
+        build_dataset("folder", tmp_path)
+    with pytest.raises(UserError, match=r"shoe/train is missing"):
+        build_dataset("folder", tmp_path / "train" / "shoe")
+
+
+# CSV
+
+TABLE = """path,identity,camera,split
+images/a.jpg,shoe,left,train
+images/b.jpg,hat,right,train
+images/ü c.jpg,cap,left,query
+images/d.jpg,cap,right,gallery
+"""
+
+
+def table(root, text=TABLE, encoding="utf-8", name="data.csv"):
+    save_all(root / "images", ["a.jpg", "b.jpg", "ü c.jpg", "d.jpg"])
+    write(root / name, text, encoding)
+    return root
+
+
+def test_a_table(tmp_path):
+    table(tmp_path)
+    for root in (tmp_path, tmp_path / "data.csv"):
+        data = build_dataset("csv", root)
+        assert rows(data.train, tmp_path) == [("images/a.jpg", 1, 0), ("images/b.jpg", 0, 1)]
+        assert data.identity_map == {"hat": 0, "shoe": 1}
+        assert rows(data.query, tmp_path) == [("images/ü c.jpg", 0, 0)]
+        assert rows(data.gallery, tmp_path) == [("images/d.jpg", 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "encoding"),
+    [
+        (lambda text: text, "utf-8-sig"),
+        (lambda text: text.replace("\n", "\r\n"), "utf-8"),
+        (lambda text: text.replace(",", " , ").replace("path", "Path") + "\n , ,,\n", "utf-8"),
+        (lambda text: text.replace(",", ";"), "utf-8"),
+        (lambda text: text.replace("images/a.jpg", '"images/a.jpg"').replace("train", "Train"), "utf-8"),
+    ],
+    ids=["bom", "crlf", "blanks", "semicolons", "quotes"],
+)
+def test_a_table_as_spreadsheets_write_it(tmp_path, change, encoding):
+    expected = build_dataset("csv", table(tmp_path))
+    assert build_dataset("csv", table(tmp_path, change(TABLE), encoding)) == expected
+
+
+def test_numbers_absolute_paths_and_no_cameras(tmp_path):
+    text = TABLE.replace("camera,", "").replace(",left", "").replace(",right", "").replace("shoe", "12")
+    text = text.replace("hat", "9").replace("cap", "700").replace("images/a.jpg", f"{tmp_path}/images/a.jpg")
+    data = build_dataset("csv", table(tmp_path, text))
+    assert data.identity_map == {"9": 0, "12": 1}
+    assert rows(data.train, tmp_path) == [("images/a.jpg", 1, 0), ("images/b.jpg", 0, 1)]
+    assert data.query[0].identity == 700
+    assert data.query[0].camera != data.gallery[0].camera
+
+
+def test_numbered_cameras_and_a_test_split(tmp_path):
+    text = "split,camera,identity,path\ntrain,4,1,images/a.jpg\ntest,4,2,images/b.jpg\ntest,,2,images/d.jpg\n"
+    data = build_dataset("csv", table(tmp_path, text))
+    assert data.query == data.gallery
+    assert [s.camera for s in data.query] == [4, 5]  # a blank one is the file's own
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("identity,camera,split", "camera", "line 1: no column identity, split"),
+        ("images/b.jpg", "images/nope.jpg", "line 3: there is no image .*nope.jpg"),
+        ("hat", "", "line 3: the identity is blank"),
+        ("right,gallery", "right,galery", "line 5: split 'galery'"),
+        ("right,gallery", "right", "line 5: the split is blank"),
+        ("right,gallery", "right,gallery,7", "line 5: 5 values for 4 columns"),
+        ("images/b.jpg", "images/a.jpg", "line 3: images/a.jpg is in train already, by line 2"),
+        ("left,query", "left,train", "no line has the split 'query'"),
+        ("shoe", "-1", "junk identity"),
+    ],
+)
+def test_mistakes_in_a_table_name_file_and_line(tmp_path, old, new, words):
+    with pytest.raises(UserError, match=words) as caught:
+        build_dataset("csv", table(tmp_path, TABLE.replace(old, new)))
+    assert "data.csv" in str(caught.value) or "junk" in words
+
+
+def test_tables_that_cannot_be_read_or_found(tmp_path):
+    with pytest.raises(UserError, match="not UTF-8"):
+        build_dataset("csv", table(tmp_path, encoding="latin-1"))
+    with pytest.raises(UserError, match="line 1: no column path"):
+        build_dataset("csv", table(tmp_path, ""))
+    table(tmp_path, name="other.csv")
+    with pytest.raises(UserError, match=r"several CSV files \(data\.csv, other\.csv\)"):
+        build_dataset("csv", tmp_path)
+    with pytest.raises(UserError, match="no CSV file"):
+        build_dataset("csv", tmp_path / "images")
