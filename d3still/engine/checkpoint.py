@@ -1,70 +1,26 @@
-"""Files that a kill or a full disk cannot spoil, and what a checkpoint holds."""
+"""What a checkpoint holds, and writing and reading it."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from d3still.distillers import Distiller
 from d3still.errors import UserError
+from d3still.files import write_atomically
 
 FORMAT = "d3still"
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file beside ``path``, flush it to the disk, then rename it over ``path``.
-
-    Until the rename the former file is whole; after it the new one is.
-
-    Raises:
-        UserError: when it cannot be written (disk full, no permission); the former file is still there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        kept = "; the former file is kept" if path.exists() else ""
-        raise UserError(f"cannot write {path}: {error}{kept}; free some space or choose another OUTPUT_DIR") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files of a process that was killed while it wrote."""
     for path in folder.glob(".*.pth.*"):
         path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_atomically` for text."""
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

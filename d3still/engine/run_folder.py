@@ -11,8 +11,9 @@ import yaml
 from yacs.config import CfgNode
 
 from d3still.config import dump_config
-from d3still.engine.checkpoint import load_checkpoint, remove_leftovers, write_text
+from d3still.engine.checkpoint import load_checkpoint, remove_leftovers
 from d3still.errors import UserError
+from d3still.files import write_text
 
 # Settings that may differ when a run is resumed: they change how it runs, not what it computes.
 FREE_TO_CHANGE = (

@@ -9,10 +9,11 @@ import time
 import pytest
 import torch
 
-from d3still.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from d3still.engine.checkpoint import load_checkpoint, save_checkpoint
 from d3still.engine.signals import Preempted
 from d3still.engine.trainer import Trainer
 from d3still.errors import UserError
+from d3still.files import write_atomically
 from tests.tiny import REPOSITORY, overrides, stage_settings
 
 VOLATILE = {"seconds", "images_per_second", "data_wait", "peak_memory_mib", "steps"}
