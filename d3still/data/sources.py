@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
+import torch
 
-from d3still.data.datasets.base import Sample
+from d3still.data.datasets.base import Box, Sample
 from d3still.data.image import ImageError, crop, read_image
 from d3still.data.memory import available_memory
 from d3still.data.transforms import resize
@@ -36,6 +37,12 @@ class ImageSource(Protocol):
         ...
 
 
+def read_sample(path: str, box: Box | None) -> torch.Tensor:
+    """A sample's pixels (3, H, W): the image, cut to the sample's box if it has one."""
+    image = read_image(path)
+    return image if box is None else crop(image, box, path)
+
+
 class DiskImages:
     """Reads and resizes an image each time it is asked for."""
 
@@ -44,8 +51,7 @@ class DiskImages:
 
     def images(self, index: int, sizes: Sequence[Size]) -> list[np.ndarray]:
         """One decode, one resize a distinct size."""
-        path, box = self._files[index]
-        image = read_image(path) if box is None else crop(read_image(path), box, path)
+        image = read_sample(*self._files[index])
         resized = {size: resize(image, size).numpy() for size in dict.fromkeys(sizes)}
         return [resized[size] for size in sizes]
 

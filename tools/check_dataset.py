@@ -1,0 +1,55 @@
+"""Is a dataset complete and readable? Prints one screen and saves a contact sheet.
+
+    python tools/check_dataset.py veri --root datasets
+
+Exit status: 0 all is well, 1 something differs or cannot be read, 2 the dataset cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import _bootstrap
+
+from d3still.data import build_dataset
+from d3still.data.build import SPLITS
+from d3still.data.check import FAST_SAMPLE, SHORT_NAMES, check_dataset, contact_sheet, full_name
+from d3still.data.datasets import DATASETS
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help=f"{', '.join([*SHORT_NAMES, *DATASETS])} (in any case)")
+    parser.add_argument("--root", default="datasets", help="the dataset's folder or the one that holds it")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="val: identities held out of training")
+    parser.add_argument("--camera-pattern", default="", help="folder: regular expression, group 1 = the camera")
+    parser.add_argument("--fast", action="store_true", help=f"open {FAST_SAMPLE} files instead of all")
+    parser.add_argument("--sheet", type=Path, help="where the contact sheet goes (default: log/check_NAME.png)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Load, check, report."""
+    arguments = parse()
+    name = full_name(arguments.name)
+    logging.getLogger("d3still").addHandler(logging.NullHandler())  # its notes are in the report
+    dataset = build_dataset(
+        name, arguments.root, split=arguments.split, camera_pattern=arguments.camera_pattern
+    )
+    check = check_dataset(dataset, fast=arguments.fast)
+    sheet = arguments.sheet or Path("log") / f"check_{name}.png"
+    contact_sheet(dataset, sheet)
+    print(f"{name} in {arguments.root}", *check.lines, sep="\n")
+    print(f"{'contact sheet':<22}{sheet}")
+    for problem in check.problems:
+        print(f"problem: {problem}")
+    print("all is well" if check.ok else f"{len(check.problems)} problems")
+    sys.exit(0 if check.ok else 1)
+
+
+if __name__ == "__main__":
+    _bootstrap.run(main)
