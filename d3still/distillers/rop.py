@@ -14,7 +14,7 @@ from d3still.losses.similarity import nearest_by_gallery
 from d3still.modeling import ModelOutput
 
 HARD_TEMPERATURE = 1e-6  # the gallery's indicator while the query network learns
-CHUNK_ELEMENTS = 2**19  # entries of the B×k×k comparison held at once
+CHUNK_ELEMENTS = 2**21  # entries of the B×k×k comparison held at once; fewer make threads wait on each other
 
 
 @full_precision

@@ -17,6 +17,8 @@ from d3still.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)  # a rank that waits longer than this for another ends the run
 
+LOST_PEER = ("gloo", "nccl", "connection", "peer")  # words of the errors that a vanished rank causes in others
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -66,6 +68,13 @@ def process_group(wanted_device: str, device_id: str = "0") -> Iterator[tuple[Ra
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield ranks, device
+    except RuntimeError as error:
+        if not any(word in str(error).lower() for word in LOST_PEER):
+            raise
+        raise UserError(
+            f"rank {ranks.rank} lost the other ranks ({str(error).splitlines()[0]}); "
+            "the rank that failed first says why, and the run can be resumed"
+        ) from error
     finally:
         dist.destroy_process_group()
 

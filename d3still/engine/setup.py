@@ -86,10 +86,10 @@ def load_start_weights(cfg: CfgNode, distiller: Distiller) -> None:
     d, stage = cfg.DISTILLER, stage_of(cfg)
     if stage > 0:
         path = previous_stage(cfg, "TEACHER_MODEL_PATH")
-        load_weights(distiller.gallery, path, part="gallery", purpose="train")
+        load_weights(distiller.gallery, path, part="gallery", purpose="resume")
     if stage == 2:
         path = previous_stage(cfg, "STUDENT_PRETRAIN_PATH")
-        load_weights(distiller.query, path, part="query", purpose="train")
+        load_weights(distiller.query, path, part="query", purpose="resume")
         _load_extra(distiller, path)
     elif d.STUDENT_PRETRAIN_CHOICE:
         learner = distiller.learner_network

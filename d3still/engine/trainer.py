@@ -235,7 +235,7 @@ class Trainer:
         for name, values in evaluation.summaries().items():
             logger.info("%s: %s", name, ", ".join(f"{key} {value:.2f} %" for key, value in values.items()))
             self.board.scalars({f"{name}/{key}": value for key, value in values.items()}, self.epoch)
-        score = next(iter(evaluation.results.values())).mAP  # AIR, or SIR in stage 0
+        score = float(next(iter(evaluation.results.values())).mAP)  # AIR, or SIR in stage 0
         if score > self.best:
             self.best = score
             if self.ranks.is_main:

@@ -91,9 +91,9 @@ def test_a_finished_run_says_so_and_stays(chain, run_stage, caplog):
         ("rop", {"DISTILLER__TYPE": "R0P"}, r"DISTILLER\.TYPE 'R0P'.*did you mean 'ROP'"),
         ("vanilla", {"DATASETS__ROOT_DIR": "/no/such/folder"}, r"/no/such/folder"),
         ("vanilla", {"EXPERIMENT__PRECISION": "float16"}, r"EXPERIMENT\.PRECISION float16 needs a GPU"),
-        ("rop", {"ROP__TOPK": 9}, r"ROP\.TOPK is 9, but the pair batch holds 8 images"),
+        ("rop", {"ROP__TOPK": 9}, r"ROP\.TOPK is 9, more than the pair batch holds"),
         ("vanilla", {"SOLVER__OPTIMIZER_BUILDER": "RAHO"}, r"RAHO belongs to stage 2"),
-        ("vanilla", {"SOLVER__OPTIMIZER_NAME": "Lion"}, r"SOLVER\.OPTIMIZER_NAME 'Lion'"),
+        ("vanilla", {"SOLVER__OPTIMIZER_NAME": "Lion"}, r"SOLVER\.OPTIMIZER_NAME is 'Lion'"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(chain, run_stage, tmp_path, stage, more, message):
