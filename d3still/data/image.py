@@ -62,15 +62,22 @@ def read_image(path: str | Path) -> torch.Tensor:
         raise ImageError(f"{path} is empty; replace the file or set DATALOADER.ON_BAD_IMAGE: skip")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            pixels = _upright(_to_rgb(image), image)
-            array = np.array(pixels)
+            return to_pixels(image)
     except DECODE_ERRORS as error:
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else _one_line(error)
         raise ImageError(
             f"{path} cannot be decoded ({reason}); replace the file or set DATALOADER.ON_BAD_IMAGE: skip"
         ) from error
-    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """An opened image as `read_image` gives its file: uint8 RGB (3, H, W), the channels last in memory.
+
+    Raises:
+        DECODE_ERRORS: what Pillow raises where the image is damaged.
+    """
+    image.load()
+    return torch.from_numpy(np.array(_upright(_to_rgb(image), image))).permute(2, 0, 1)
 
 
 def crop(image: torch.Tensor, box: tuple[int, int, int, int], path: str | Path) -> torch.Tensor:
