@@ -99,8 +99,7 @@ class ImageCache:
 
         pool = ThreadPoolExecutor(min(usable_cores(), MAX_DECODE_THREADS))
         try:
-            for done in pool.map(decode, range(len(self.files))):
-                done  # noqa: B018  (a failed decode raises here)
+            list(pool.map(decode, range(len(self.files))))  # a failed decode raises here
         finally:
             pool.shutdown(cancel_futures=True)
         self._pixels.update(zip(missing, arrays, strict=True))
