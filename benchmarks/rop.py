@@ -1,6 +1,6 @@
 """Time and memory of the ROP loss against the plain float64 broadcast of its formula, in one run.
 
-    python benchmarks/rop.py [--batch 256] [--topk 256]
+python benchmarks/rop.py [--batch 256] [--topk 256]
 """
 
 from __future__ import annotations

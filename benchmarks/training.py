@@ -141,7 +141,9 @@ def main():
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args()
-    print("| run | precision | bare, s | step, s | step / bare | with loader / bare | images/s | data wait | peak MiB |")
+    print(
+        "| run | precision | bare, s | step, s | step / bare | with loader / bare | images/s | data wait | peak MiB |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for path in args.config:
         for precision_name in args.precision:

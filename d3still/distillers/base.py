@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -133,6 +134,7 @@ class Distiller(nn.Module):
         self.extra.requires_grad_(self.learner == "query")
         if self.frozen_network is not None:
             self.frozen_network.requires_grad_(False)
+        # in a list, so that it is no submodule and adds no second set of keys
         self._learner_pass = [LearnerPass(self.learner_network, self.extra)]
         self.train(self.training)
 
@@ -146,14 +148,9 @@ class Distiller(nn.Module):
         """The other network; None in stage 0."""
         return self.gallery if self.learner == "query" else self.query
 
-    @property
-    def learner_pass(self) -> nn.Module:
-        """What runs the learner; assign a wrapped form (DistributedDataParallel) to train on several ranks."""
-        return self._learner_pass[0]
-
-    @learner_pass.setter
-    def learner_pass(self, wrapped: nn.Module) -> None:
-        self._learner_pass = [wrapped]  # in a list, so that it is no submodule and adds no second set of keys
+    def wrap_learner(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        """Replace what runs the learner, and only it, by a wrapped form such as DistributedDataParallel."""
+        self._learner_pass = [wrap(self._learner_pass[0])]
 
     def learnable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of all that is trained: the learner's by their own names, then ``extra.*``."""
@@ -187,7 +184,7 @@ class Distiller(nn.Module):
         """
         learner_on_low = self.learner == "query"
         view = None if pair is None else (pair.low if learner_on_low else pair.high)
-        output, learned = self.learner_pass(images, view)
+        output, learned = self._learner_pass[0](images, view)
         losses = self.supervised(output, labels)
         if pair is not None:
             with torch.no_grad():

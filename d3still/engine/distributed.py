@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from d3still.errors import UserError
 
@@ -89,6 +89,13 @@ def from_main(value: Any) -> Any:
     holder = [value]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every rank rank 0's batch-norm statistics, those that are saved; each rank gathered its own."""
+    if dist.is_initialized():
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from d3still.config import dump_config
 from d3still.data import ImageBatch, PairBatch
 from d3still.distillers import Distiller, Pair
 from d3still.engine.checkpoint import load_network_state, network_state, save_checkpoint, seed_step
-from d3still.engine.distributed import Agreement, Ranks, gather_lists
+from d3still.engine.distributed import Agreement, Ranks, gather_lists, share_buffers
 from d3still.engine.events import Board, progress_bar
 from d3still.engine.meter import Meter
 from d3still.engine.precision import Precision
@@ -230,6 +230,7 @@ class Trainer:
 
     def _evaluate(self) -> Evaluation:
         """Evaluate both networks; the best so far goes to ``best.pth``."""
+        share_buffers(self.distiller.learner_network)
         evaluation = evaluate(self.cfg, self.data, self.distiller.query, self.distiller.gallery, self.device)
         self.skipped.update(evaluation.skipped)
         for name, values in evaluation.summaries().items():
@@ -295,13 +296,14 @@ class Trainer:
         """Put the learner, and only it, into DistributedDataParallel."""
         if self.ranks.world_size == 1:
             return
-        learner_pass = self.distiller.learner_pass
-        if self.cfg.EXPERIMENT.SYNC_BN:
-            nn.SyncBatchNorm.convert_sync_batchnorm(learner_pass)
         devices = [self.device.index] if self.device.type == "cuda" else None
-        self.distiller.learner_pass = DistributedDataParallel(
-            learner_pass, device_ids=devices, gradient_as_bucket_view=True
-        )
+
+        def wrap(learner: nn.Module) -> nn.Module:
+            if self.cfg.EXPERIMENT.SYNC_BN:
+                learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+            return DistributedDataParallel(learner, device_ids=devices, gradient_as_bucket_view=True)
+
+        self.distiller.wrap_learner(wrap)
 
 
 def _range(rates: list[float]) -> str:

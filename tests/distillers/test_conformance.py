@@ -122,8 +122,14 @@ def test_ugd(role):
             lambda feats: feats @ classifier.T,
         )
     check(
-        role, loss, query=query, gallery=gallery, ugd_query_map=query_map, ugd_gallery_map=gallery_map,
-        query_map=query_map, gallery_map=gallery_map,
+        role,
+        loss,
+        query=query,
+        gallery=gallery,
+        ugd_query_map=query_map,
+        ugd_gallery_map=gallery_map,
+        query_map=query_map,
+        gallery_map=gallery_map,
     )
 
 

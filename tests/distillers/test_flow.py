@@ -59,7 +59,10 @@ def changed(before, network):
 def test_the_frozen_network_is_bit_identical_after_training(kind):
     # PITFALLS: weights and batch-norm buffers, also after train() on the whole
     distiller = build(kind, baseline="UGD" if kind == "ACD" else "ROP")
-    frozen, learner = copy.deepcopy(distiller.frozen_network.state_dict()), copy.deepcopy(distiller.learner_network.state_dict())
+    frozen, learner = (
+        copy.deepcopy(distiller.frozen_network.state_dict()),
+        copy.deepcopy(distiller.learner_network.state_dict()),
+    )
     extra = copy.deepcopy(distiller.extra.state_dict())
     probe = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
@@ -134,9 +137,7 @@ def test_stage_2_loss_is_the_formula_of_the_method():
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-9, atol=0)
     sum(losses.values()).backward(), sum(expected.values()).backward()
-    for (name, mine), theirs in zip(
-        distiller.gallery.named_parameters(), reference.gallery.parameters(), strict=True
-    ):
+    for (name, mine), theirs in zip(distiller.gallery.named_parameters(), reference.gallery.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 

@@ -47,7 +47,9 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(measured, stage, base
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         scale = value.abs().max().clamp(min=1e-300)
-        torch.testing.assert_close(found[name] / scale, value / scale, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name] / scale, value / scale, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_five_images_on_two_ranks_are_five(measured):
@@ -79,7 +81,9 @@ def test_a_rank_that_fails_ends_the_run_with_its_error(chain, veri, tmp_path):
 
 
 def test_batches_that_the_ranks_do_not_divide_are_refused(chain, veri, tmp_path):
-    settings = overrides(veri, tmp_path, **stage_settings("rop", chain), SOLVER__IMS_DISTILLATION_PER_BATCH=7, ROP__TOPK=4)
+    settings = overrides(
+        veri, tmp_path, **stage_settings("rop", chain), SOLVER__IMS_DISTILLATION_PER_BATCH=7, ROP__TOPK=4
+    )
     done = torchrun("tools/train_net.py", "--config-file", "configs/veri/rop.yaml", *settings)
     assert done.returncode != 0
     assert "SOLVER.IMS_DISTILLATION_PER_BATCH 7 is not a multiple of the 2 ranks" in done.stderr

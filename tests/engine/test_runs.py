@@ -97,8 +97,12 @@ def test_a_finished_run_says_so_and_stays(chain, run_stage, caplog):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(chain, run_stage, tmp_path, stage, more, message):
-    settings = {"DISTILLER__TEACHER_MODEL_PATH": str(run_folder(chain, "vanilla") / "last.pth")} if stage != "vanilla" else {}
-    settings |= {"DISTILLER__STUDENT_PRETRAIN_PATH": str(run_folder(chain, "rop") / "last.pth")} if "acd" in stage else {}
+    settings = (
+        {"DISTILLER__TEACHER_MODEL_PATH": str(run_folder(chain, "vanilla") / "last.pth")} if stage != "vanilla" else {}
+    )
+    settings |= (
+        {"DISTILLER__STUDENT_PRETRAIN_PATH": str(run_folder(chain, "rop") / "last.pth")} if "acd" in stage else {}
+    )
     with pytest.raises(UserError, match=message) as caught:
         run_stage(stage, tmp_path, **settings | more)
     assert "\n" not in str(caught.value)

@@ -28,7 +28,7 @@ def build(stage: int, baseline: str) -> Distiller:
     kind = baseline if stage == 1 else "ACD"
     settings = ["ROP.TOPK", 6, "CSD.TOPK", 6, "D3.TOPK", 4, "INPUT.STUDENT_SIZE_TRAIN", [32, 32]]
     cfg.merge_from_list(["DISTILLER.TYPE", kind, "ACD.BASELINE", baseline, *settings])
-    networks = build_model("MobileNetV3_Small", CLASSES), build_model("ResNet18", CLASSES)
+    networks = build_model("ResNet18", CLASSES), build_model("ResNet18_ibn_a", CLASSES)
     distiller = DISTILLERS.get(kind).build(cfg, *networks, learner="query" if stage == 1 else "gallery").double()
     distiller.train()
     for module in distiller.modules():
@@ -63,7 +63,7 @@ def main(out: Path) -> None:
         results = {}
         for stage, baseline in CASES:
             distiller = build(stage, baseline)
-            distiller.learner_pass = DistributedDataParallel(distiller.learner_pass)
+            distiller.wrap_learner(DistributedDataParallel)
             found = gradients(distiller, *batch(stage, own))
             for name in [name for name in found if name.startswith("loss.")]:
                 found[name] = gather_rows(found[name].reshape(1)).mean()  # cross entropy is each rank's own

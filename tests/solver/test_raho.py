@@ -21,7 +21,9 @@ REPORT = {
 
 def config(*settings):
     cfg = get_cfg()
-    cfg.merge_from_list(["DISTILLER.TYPE", "ACD", "ACD.BASELINE", "FitNet", "SOLVER.OPTIMIZER_BUILDER", "RAHO", *settings])
+    cfg.merge_from_list(
+        ["DISTILLER.TYPE", "ACD", "ACD.BASELINE", "FitNet", "SOLVER.OPTIMIZER_BUILDER", "RAHO", *settings]
+    )
     return cfg
 
 

@@ -40,6 +40,13 @@ def test_a_users_baseline_trains_with_and_without_acd(own_files, veri):
 
 
 def test_a_mistake_in_the_own_section_is_named(own_files, veri):
-    done = tool("train_net.py", "--config-file", own_files / "huber.yaml", *overrides(veri, own_files / "log"), "Huber.DELTAA", 1)
+    done = tool(
+        "train_net.py",
+        "--config-file",
+        own_files / "huber.yaml",
+        *overrides(veri, own_files / "log"),
+        "Huber.DELTAA",
+        1,
+    )
     assert done.returncode == 2
     assert "Huber.DELTAA" in done.stderr and "DELTA" in done.stderr and "Traceback" not in done.stderr
