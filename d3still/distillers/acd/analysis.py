@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from d3still.distillers.acd.importance import BlockImportance
 from d3still.distillers.base import Pair
+from d3still.losses.global_batch import global_batch
 
 
 class BlockRecorder:
@@ -43,7 +44,8 @@ class BlockRecorder:
 def measure_importance(gallery: nn.Module, query: nn.Module, pairs: Iterable[Pair]) -> BlockImportance:
     """Score the gallery network's blocks on pair batches, both networks in eval mode (METHOD, RAHO).
 
-    Their modes are put back afterwards. ``pairs`` are on the networks' device.
+    Their modes are put back afterwards. ``pairs`` are on the networks' device. With several ranks, all score
+    the global batches and come to the same result.
     """
     modes = gallery.training, query.training
     gallery.eval(), query.eval()
@@ -55,11 +57,11 @@ def measure_importance(gallery: nn.Module, query: nn.Module, pairs: Iterable[Pai
                 high_feats = recorder.take()
                 low = gallery(pair.low)
                 importance.update(
-                    high_feats,
-                    high.retrieval_feat,
-                    recorder.take(),
-                    query(pair.low).retrieval_feat,
-                    low.logits.argmax(1) == pair.labels,
+                    [global_batch(feats) for feats in high_feats],
+                    global_batch(high.retrieval_feat),
+                    [global_batch(feats) for feats in recorder.take()],
+                    global_batch(query(pair.low).retrieval_feat),
+                    global_batch(low.logits.argmax(1)) == global_batch(pair.labels),
                 )
     finally:
         gallery.train(modes[0]), query.train(modes[1])
