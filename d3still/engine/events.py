@@ -75,10 +75,18 @@ class Board:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
-    def text(self, name: str, text: str) -> None:
-        """A note, in Markdown."""
-        if self._writer:
-            self._writer.add_text(name, text)
+    def optimizer_report(self, report: dict[str, Any]) -> None:
+        """RAHO's groups as a note and its scores as bars: one step a scored block. Nothing for other builders."""
+        if not self._writer or not report:
+            return
+        lines = [
+            f"- {tier.replace('_', ' ')}: {', '.join(blocks) or 'none'}" for tier, blocks in report["groups"].items()
+        ]
+        self._writer.add_text("raho/groups", "\n".join(lines))
+        for number, (block, scores) in enumerate(report["scores"].items()):
+            for view, score in scores.items():
+                self._writer.add_scalar(f"raho/{view}", score, number)
+            self._writer.add_text("raho/blocks", f"{number}: {block}", number)
 
     def pair_images(self, low: Tensor, high: Tensor) -> None:
         """The two views X^l and X^h of a few images, uint8 (B, 3, H, W)."""

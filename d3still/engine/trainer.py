@@ -81,6 +81,7 @@ class Trainer:
             UserError: when the loss is no longer finite.
         """
         self.board = Board(self.folder.tensorboard if self.ranks.is_main else None, purge_step=self.epoch)
+        self.board.optimizer_report(self.built.report)
         evaluation = None
         with StopRequest() as self.stop:
             while self.epoch < self.cfg.SOLVER.MAX_EPOCHS:
