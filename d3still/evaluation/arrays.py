@@ -1,0 +1,74 @@
+"""What users pass in — tensors, arrays, lists — brought to one form, with errors that name the images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d3still.errors import UserError
+
+_SHOWN = 5  # how many images an error names
+
+
+def as_features(values: Any, name: str) -> Tensor:
+    """Features (n, D) as a float32 or float64 tensor on the CPU or a CUDA device.
+
+    float64 and wide integers become float64, all else float32; nothing is copied without need.
+
+    Raises:
+        UserError: when the shape is not two-dimensional or the values are not numbers.
+    """
+    tensor = as_tensor(values, f"{name}_feats")
+    if tensor.ndim != 2:
+        raise UserError(f"{name}_feats must have the shape (images, width), not {tuple(tensor.shape)}")
+    if tensor.shape[1] == 0:
+        raise UserError(f"{name}_feats have width 0: {tuple(tensor.shape)}")
+    return tensor
+
+
+def as_tensor(values: Any, name: str) -> Tensor:
+    """A float32 or float64 tensor on the CPU or a CUDA device; a `UserError` for what is not numbers."""
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach()
+    else:
+        array = np.asarray(values)
+        if array.dtype.kind not in "fiub":
+            raise UserError(f"{name} must be numbers, not {array.dtype}")
+        # torch shares memory only with arrays that are native, writable and not reversed
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    if tensor.is_complex():
+        raise UserError(f"{name} must be real numbers, not {tensor.dtype}")
+    wide = tensor.dtype in (torch.float64, torch.int64, torch.int32)
+    tensor = tensor if tensor.device.type == "cuda" else tensor.cpu()
+    return tensor.to(torch.float64 if wide else torch.float32)
+
+
+def same_kind(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides in the wider of their types, on the CUDA device of either; a `UserError` for other widths."""
+    if query.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}: "
+            "both networks must embed in the same space"
+        )
+    device = gallery.device if gallery.is_cuda else query.device
+    dtype = torch.promote_types(query.dtype, gallery.dtype)
+    return query.to(device, dtype), gallery.to(device, dtype)
+
+
+def check_finite(features: Tensor, name: str) -> None:
+    """Raise a `UserError` that names the images whose features are NaN, infinite or too large to square."""
+    if torch.isfinite(torch.linalg.vector_norm(features, dim=1)).all():
+        return
+    bad = ~torch.isfinite(torch.linalg.vector_norm(features, dim=1, dtype=torch.float64))
+    if not bad.any():  # float32 values too large to square in float32
+        return
+    images = torch.nonzero(bad)[:, 0].tolist()
+    named = ", ".join(map(str, images[:_SHOWN])) + (", …" if len(images) > _SHOWN else "")
+    raise UserError(
+        f"{len(images)} of {len(features)} {name} features are NaN or infinite (images {named}, counted from 0): "
+        "look for a run that diverged, or at these images"
+    )
