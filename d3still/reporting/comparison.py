@@ -1,0 +1,214 @@
+"""The results object of a comparison: rows of variants against their baselines, with every number they need.
+
+Tables, JSON, figures and the report all follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from d3still.reporting.experiment import ACD, BASELINE, FINETUNE, VARIANTS
+from d3still.reporting.families import Family, group
+from d3still.reporting.pairing import paired_differences
+from d3still.reporting.published import published_scores
+from d3still.reporting.runs import Run
+from d3still.reporting.statistics import Verdict, correct, mean_and_deviation, paired_bootstrap
+
+PROTOCOLS = ("AIR", "SIR")
+COLUMNS = (("AIR", "mAP"), ("AIR", "R1"), ("SIR", "mAP"), ("SIR", "R1"))  # what the published tables show
+Column = tuple[str, str]  # (protocol, measure)
+AGAINST = (BASELINE, FINETUNE)  # what a row's differences are taken over
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One experiment at one seed.
+
+    Attributes:
+        run: the run.
+        symmetric: the run whose SIR counts: of a baseline its stage-0 gallery's, since stage 1 freezes that.
+    """
+
+    run: Run
+    symmetric: Run
+
+    def source(self, protocol: str) -> Run:
+        """The run that a protocol's numbers come from."""
+        return self.run if protocol == "AIR" else self.symmetric
+
+    def score(self, column: Column) -> float:
+        """A measure in percent."""
+        protocol, measure = column
+        return float(self.source(protocol).metrics[protocol][measure])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row's mean difference over another row, over the seeds that both have, in percentage points.
+
+    ``verdict`` is None where it could not be tested: no per-query results, or too few identities.
+    """
+
+    value: float
+    seeds: int
+    verdict: Verdict | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the test says so."""
+        return self.verdict is not None and self.verdict.significant
+
+
+@dataclass(eq=False)
+class Row:
+    """One line of a table: a baseline, or a variant on top of it.
+
+    Attributes:
+        pair, baseline, variant: what the line is; ``variant`` is one of `VARIANTS` or a config's own name.
+        results: by seed.
+        differences: over the baseline and over the finetune control, by column; empty where there is none.
+        published: mAP and R1 (AIR, percent) of the paper; None where it has none.
+    """
+
+    pair: str
+    baseline: str
+    variant: str
+    results: Mapping[int, Result]
+    differences: dict[str, dict[Column, Difference]] = field(default_factory=dict)
+    published: Mapping[str, float] | None = None
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds that are finished, in order."""
+        return sorted(self.results)
+
+    def scores(self, column: Column) -> list[float]:
+        """A measure of each seed, in percent."""
+        return [self.results[seed].score(column) for seed in self.seeds]
+
+    def summary(self, column: Column) -> tuple[float, float | None]:
+        """Mean and sample standard deviation over seeds, in percent."""
+        return mean_and_deviation(self.scores(column))
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Everything that was compared.
+
+    Attributes:
+        rows: in the order of the tables, a baseline before its variants.
+        notes: what a reader must know: runs left out, settings that differ, tests not made.
+    """
+
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def pairs(self) -> list[str]:
+        """The dataset-and-networks pairs, one table each."""
+        return list(dict.fromkeys(row.pair for row in self.rows))
+
+    def of_pair(self, pair: str) -> list[Row]:
+        """The rows of one table."""
+        return [row for row in self.rows if row.pair == pair]
+
+    def find(self, pair: str, baseline: str, variant: str) -> Row | None:
+        """One row."""
+        names = (pair, baseline, variant)
+        return next((row for row in self.rows if (row.pair, row.baseline, row.variant) == names), None)
+
+    def compared(self) -> list[tuple[Row, Row]]:
+        """(baseline, + ACD) of every baseline that has both."""
+        found = ((self.find(row.pair, row.baseline, BASELINE), row) for row in self.rows if row.variant == ACD)
+        return [(before, after) for before, after in found if before is not None]
+
+
+def compare(runs: Iterable[Run], notes: Sequence[str] = ()) -> Comparison:
+    """Compare finished runs of any stages; runs that belong together are found by their configs.
+
+    Args:
+        runs: of stages 0, 1 and 2; stage 0 gives the baselines' SIR.
+        notes: to be kept with the result.
+    """
+    comparison = Comparison([], list(notes))
+    for family in group(list(runs)):
+        comparison.rows += _rows(family)
+    _add_differences(comparison)
+    comparison.notes += _precision_notes(comparison)
+    return comparison
+
+
+def _rows(family: Family) -> list[Row]:
+    published = published_scores(family.pair, family.baseline_name) or {}
+    rows = []
+    for variant, runs in family.variants.items():
+        results = {seed: Result(run, family.galleries.get(seed, run)) for seed, run in runs.items()}
+        if variant != BASELINE:
+            results = {seed: Result(run, run) for seed, run in runs.items()}
+        rows.append(Row(family.pair, family.label, variant, results, published=published.get(variant)))
+    return sorted(rows, key=lambda row: _order(row.variant))
+
+
+def _order(variant: str) -> tuple[int, str]:
+    kind = variant.partition(" (")[0]
+    return (VARIANTS.index(kind) if kind in VARIANTS else len(VARIANTS), variant)
+
+
+def _add_differences(comparison: Comparison) -> None:
+    """Differences of every row over its baseline and its finetune control, tested and corrected over the rows."""
+    for against in AGAINST:
+        found: list[tuple[Row, Row]] = []
+        for row in comparison.rows:
+            reference = comparison.find(row.pair, row.baseline, against)
+            if reference is not None and row.variant not in (BASELINE, against) and _common(row, reference):
+                found.append((row, reference))
+        for column in COLUMNS:
+            verdicts = correct([_test(row, reference, column) for row, reference in found])
+            for (row, reference), verdict in zip(found, verdicts, strict=True):
+                seeds = _common(row, reference)
+                gains = [row.results[s].score(column) - reference.results[s].score(column) for s in seeds]
+                difference = Difference(float(np.mean(gains)), len(seeds), verdict)
+                row.differences.setdefault(against, {})[column] = difference
+                if verdict is None and column == COLUMNS[0]:
+                    comparison.notes.append(
+                        f"{row.pair}, {row.baseline}, {row.variant}: not tested against {against} "
+                        "(no per-query results of both, or fewer than ten test identities)"
+                    )
+
+
+def _common(row: Row, reference: Row) -> list[int]:
+    return sorted(set(row.results) & set(reference.results))
+
+
+def _test(row: Row, reference: Row, column: Column) -> Verdict | None:
+    protocol, _ = column
+    parts = [
+        paired_differences(row.results[seed].source(protocol), reference.results[seed].source(protocol), *column)
+        for seed in _common(row, reference)
+    ]
+    parts = [part for part in parts if part is not None]
+    if not parts:
+        return None
+    return paired_bootstrap(np.concatenate([p.values for p in parts]), np.concatenate([p.identities for p in parts]))
+
+
+def _precision_notes(comparison: Comparison) -> list[str]:
+    """Runs that are compared should have been computed alike."""
+    notes = []
+    for row in comparison.rows:
+        reference = comparison.find(row.pair, row.baseline, BASELINE)
+        for seed in row.seeds if reference is not None and reference is not row else ():
+            if seed not in reference.results:
+                notes.append(f"{row.pair}, {row.baseline}, {row.variant}: seed {seed} has no finished baseline")
+                continue
+            one, other = row.results[seed].run.metrics, reference.results[seed].run.metrics
+            if one.get("precision") != other.get("precision"):
+                notes.append(
+                    f"{row.pair}, {row.baseline}, seed {seed}: {row.variant} was trained in {one.get('precision')}, "
+                    f"the baseline in {other.get('precision')}"
+                )
+    return notes

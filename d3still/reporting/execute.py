@@ -1,0 +1,103 @@
+"""Carries out a plan: trains what is missing, skips what is finished, goes on after a failure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from d3still.errors import UserError
+from d3still.reporting.plan import PlannedRun
+from d3still.reporting.runs import METRICS
+
+logger = logging.getLogger(__name__)
+
+FINISHED, STARTED, MISSING, TRAINED, FAILED, BLOCKED = "finished", "started", "missing", "trained", "failed", "blocked"
+LAST = "last.pth"  # what an interrupted run goes on from
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a planned run: a state, and the reason of a failure in one line."""
+
+    planned: PlannedRun
+    state: str
+    reason: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether its numbers are there."""
+        return self.state in (FINISHED, TRAINED)
+
+
+def state_of(planned: PlannedRun, is_finished: Callable[[PlannedRun], bool]) -> Outcome:
+    """How far a run is, without changing anything.
+
+    Args:
+        planned: the run.
+        is_finished: whether its folder holds this very run's results; a `UserError` where it holds another's.
+    """
+    try:
+        if is_finished(planned):
+            return Outcome(planned, FINISHED)
+    except UserError as error:
+        return Outcome(planned, FAILED, str(error))
+    return Outcome(planned, STARTED if (planned.folder / LAST).exists() else MISSING)
+
+
+def carry_out(
+    plan: Sequence[PlannedRun],
+    train: Callable[[PlannedRun], None],
+    is_finished: Callable[[PlannedRun], bool],
+) -> list[Outcome]:
+    """Train what the plan lacks, in its order.
+
+    A run that fails is reported in one line; what needs it is not started, and the rest goes on.
+
+    Args:
+        plan: each run after those it needs.
+        train: trains one run, or goes on with it; raises a `UserError` when it cannot.
+        is_finished: see `state_of`.
+    """
+    lost: dict[Path, str] = {}
+    outcomes = []
+    for number, planned in enumerate(plan, start=1):
+        outcome = _carry_out_one(planned, f"{number}/{len(plan)}", train, is_finished, lost)
+        if not outcome.usable:
+            lost[planned.folder] = planned.name
+            logger.error("%s %s: %s", planned.name, outcome.state, outcome.reason)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _carry_out_one(
+    planned: PlannedRun,
+    place: str,
+    train: Callable[[PlannedRun], None],
+    is_finished: Callable[[PlannedRun], bool],
+    lost: dict[Path, str],
+) -> Outcome:
+    missing = [lost[need] for need in planned.needs if need in lost]
+    if missing:
+        return Outcome(planned, BLOCKED, f"not started, since it needs {missing[0]}")
+    outcome = state_of(planned, is_finished)
+    if outcome.state in (FINISHED, FAILED):
+        logger.info("%s %s: %s", place, planned.name, outcome.state)
+        return outcome
+    logger.info("%s %s: %s", place, planned.name, "resuming" if outcome.state == STARTED else "training")
+    try:
+        train(planned)
+    except UserError as error:
+        return Outcome(planned, FAILED, str(error))
+    if not (planned.folder / METRICS).exists():
+        return Outcome(planned, FAILED, f"it left no {METRICS} in {planned.folder}")
+    return Outcome(planned, TRAINED)
+
+
+def plan_text(plan: Sequence[PlannedRun], is_finished: Callable[[PlannedRun], bool]) -> str:
+    """The plan, a line a run: its state, its name, and what is wrong with it if anything is."""
+    outcomes = [state_of(planned, is_finished) for planned in plan]
+    lines = [f"{o.state:9} {o.planned.name}" + (f": {o.reason}" if o.reason else "") for o in outcomes]
+    left = sum(outcome.state in (STARTED, MISSING) for outcome in outcomes)
+    return "\n".join([*lines, f"{left} of {len(plan)} runs are left to train"]) + "\n"

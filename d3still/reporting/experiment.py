@@ -1,0 +1,132 @@
+"""What a config says about a run: its stage, its pair of networks, its baseline, which variant of ACD it is.
+
+All functions take the config as a plain tree of mappings, so that a run's frozen ``config.yaml`` is enough,
+also where the user's own code that the run was trained with is not at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from d3still.errors import UserError
+
+Tree = Mapping[str, Any]
+
+BASELINE, ACD, FINETUNE, ACD_UNIFORM, RAHO_ONLY = "baseline", "acd", "finetune", "acd_uniform", "raho_only"
+VARIANTS = (BASELINE, ACD, FINETUNE, ACD_UNIFORM, RAHO_ONLY)
+VARIANT_TITLES = {
+    ACD: "+ ACD",
+    FINETUNE: "+ fine-tuning only",
+    ACD_UNIFORM: "+ ACD, one learning rate",
+    RAHO_ONLY: "+ RAHO, no logits terms",
+}
+SWEEP = "sweep"  # folder below an experiment that holds one run for each value of a sweep
+WEIGHT_KEYS = {0: (), 1: ("TEACHER_MODEL_PATH",), 2: ("TEACHER_MODEL_PATH", "STUDENT_PRETRAIN_PATH")}
+
+
+def stage_of(config: Tree) -> int:
+    """0: gallery network alone, 1: a baseline, 2: ACD."""
+    return {"NONE": 0, "ACD": 2}.get(config["DISTILLER"]["TYPE"], 1)
+
+
+def dataset_of(config: Tree) -> str:
+    """The dataset, and the split where it is not the test split."""
+    datasets = config["DATASETS"]
+    return datasets["NAMES"] + ("" if datasets["SPLIT"] == "test" else f"[{datasets['SPLIT']}]")
+
+
+def networks_of(config: Tree) -> str:
+    """Gallery and query network with their test sizes, ``ResNet101_256x256__ResNet18_128x128``; stage 0: one."""
+    names, sizes = config["DISTILLER"], config["INPUT"]
+    query = _network(names["STUDENT_NAME"], sizes["STUDENT_SIZE_TEST"])
+    stage = stage_of(config)
+    if stage == 0:
+        return query
+    gallery_size = sizes["TEACHER_SIZE_TEST"] if stage == 1 else sizes["SIZE_TEST"]
+    return f"{_network(names['TEACHER_NAME'], gallery_size)}__{query}"
+
+
+def pair_of(config: Tree) -> str:
+    """What a table is about: the dataset and the two networks, ``emoji/ResNet18_64x64__ResNet18_32x32``."""
+    return f"{dataset_of(config)}/{networks_of(config)}"
+
+
+def baseline_of(config: Tree) -> str:
+    """The baseline of stage 1 or under ACD, by its registered name."""
+    return config["ACD"]["BASELINE"] if stage_of(config) == 2 else config["DISTILLER"]["TYPE"]
+
+
+def section_of(config: Tree, baseline: str) -> str:
+    """The config section of a baseline: FITNET for FitNet.
+
+    Raises:
+        UserError: when there is none with a KD_WEIGHT.
+    """
+    for name, section in config.items():
+        if name.lower() == baseline.lower() and isinstance(section, Mapping) and "KD_WEIGHT" in section:
+            return name
+    raise UserError(f"the config has no section {baseline} with a KD_WEIGHT, which the controls set to 0")
+
+
+def variant_of(config: Tree) -> str:
+    """Which of `VARIANTS` a run of stage 1 or 2 is, told by its settings; else its own file's name."""
+    if stage_of(config) == 1:
+        return BASELINE
+    has_logits = bool(config["ACD"]["ALPHA"] or config["ACD"]["BETA"])
+    baseline = baseline_of(config)
+    has_baseline = bool(config[section_of(config, baseline)]["KD_WEIGHT"])
+    builder = config["SOLVER"]["OPTIMIZER_BUILDER"]
+    known = {
+        ("RAHO", True, True): ACD,
+        ("RAHO", False, False): FINETUNE,
+        ("RAHO", False, True): RAHO_ONLY,
+        ("Uniform", True, True): ACD_UNIFORM,
+    }
+    stem = PurePosixPath(config["OUTPUT_DIR"]["EXPERIMENT_NAME"]).name
+    return known.get((builder, has_logits, has_baseline), stem)
+
+
+def variant_settings(config: Tree, variant: str, uniform_lr: float | None = None) -> dict[str, Any]:
+    """The settings that turn a stage-2 config into one of the controls.
+
+    Args:
+        config: of stage 2.
+        variant: one of `VARIANTS` but the baseline.
+        uniform_lr: the one rate of ``acd_uniform``; None takes BASE_LR · γ, the middle of RAHO's three.
+
+    Returns:
+        SECTION.KEY → value, with the variant's own OUTPUT_DIR.EXPERIMENT_NAME; empty for ``acd``.
+    """
+    if variant == ACD:
+        return {}
+    no_logits = {"ACD.ALPHA": 0.0, "ACD.BETA": 0.0}
+    if variant == ACD_UNIFORM:
+        rate = config["SOLVER"]["BASE_LR"] * config["RAHO"]["GAMMA"] if uniform_lr is None else uniform_lr
+        settings: dict[str, Any] = {"SOLVER.OPTIMIZER_BUILDER": "Uniform", "SOLVER.BASE_LR": rate}
+    elif variant == FINETUNE:
+        settings = {f"{section_of(config, baseline_of(config))}.KD_WEIGHT": 0.0, **no_logits}
+    else:
+        settings = dict(no_logits)
+    name = config["OUTPUT_DIR"]["EXPERIMENT_NAME"]
+    return {**settings, "OUTPUT_DIR.EXPERIMENT_NAME": f"{name}-{variant}"}
+
+
+def leaves(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """All values of a tree by their full key, ``{"SOLVER.MAX_EPOCHS": 120, …}``."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def differences(one: Tree, other: Tree) -> list[tuple[str, Any, Any]]:
+    """(key, value in one, value in the other) of every key that differs; None where a side lacks it."""
+    before, after = leaves(one), leaves(other)
+    keys = sorted({*before, *after})
+    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def _network(name: str, size: list[int]) -> str:
+    return f"{name}_{size[0]}x{size[1]}"

@@ -1,0 +1,87 @@
+"""Two runs over the same queries, query by query."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from d3still.reporting.runs import Run
+
+PERCENT = 100.0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Values of the queries that two runs share, in the order of the first run.
+
+    Attributes:
+        paths: (n,) the queries' paths, as the first run has them.
+        identities: (n,) their identities.
+        after, before: (n,) a measure of each, in percent, of the first and the second run.
+    """
+
+    paths: np.ndarray
+    identities: np.ndarray
+    after: np.ndarray
+    before: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        """(n,) gains in percentage points."""
+        return self.after - self.before
+
+
+def paired_differences(after: Run, before: Run, protocol: str, measure: str) -> Pairs | None:
+    """AP (for ``mAP``) or whether the first rank is a hit (``R1``) of the queries that both runs ranked.
+
+    Queries are told by the part of their path below the folder that all of a run's queries share, so that the
+    data may lie elsewhere for either run. A query without a match counts for neither.
+
+    Returns:
+        The pairs, or None where a run has no per-query results of the protocol or they share no query.
+    """
+    first, second = after.per_query, before.per_query
+    scores = [_scores(arrays, protocol, measure) for arrays in (first, second)]
+    if scores[0] is None or scores[1] is None:
+        return None
+    place = {name: i for i, name in enumerate(relative_names(second["query_paths"]))}
+    shared = [(i, place[name]) for i, name in enumerate(relative_names(first["query_paths"])) if name in place]
+    if not shared:
+        return None
+    one, other = np.array(shared).T
+    kept = np.isfinite(scores[0][one]) & np.isfinite(scores[1][other])
+    one, other = one[kept], other[kept]
+    if not len(one):
+        return None
+    return Pairs(first["query_paths"][one], first["query_ids"][one], scores[0][one], scores[1][other])
+
+
+def mean_pairs(parts: list[Pairs]) -> Pairs:
+    """The queries that all parts share, with the mean of each one's values; one part a seed."""
+    names = [{name: i for i, name in enumerate(relative_names(part.paths))} for part in parts]
+    shared = [name for name in names[0] if all(name in other for other in names)]
+    rows = [np.array([index[name] for name in shared], dtype=int) for index in names]
+    after = np.mean([part.after[row] for part, row in zip(parts, rows, strict=True)], axis=0)
+    before = np.mean([part.before[row] for part, row in zip(parts, rows, strict=True)], axis=0)
+    return Pairs(parts[0].paths[rows[0]], parts[0].identities[rows[0]], after, before)
+
+
+def _scores(arrays: Mapping[str, np.ndarray], protocol: str, measure: str) -> np.ndarray | None:
+    """(Q,) in percent, NaN for a query without a match."""
+    if "query_paths" not in arrays or f"{protocol}_ap" not in arrays:
+        return None
+    if measure == "mAP":
+        return PERCENT * arrays[f"{protocol}_ap"]
+    first_hit = arrays[f"{protocol}_first_hit"]
+    return np.where(first_hit > 0, PERCENT * (first_hit == 1), np.nan)
+
+
+def relative_names(paths: Iterable[str]) -> list[str]:
+    """Paths below the folder that they all share, with forward slashes."""
+    texts = [str(path).replace("\\", "/") for path in paths]
+    folders = {text.rpartition("/")[0] for text in texts}
+    shared = os.path.commonpath(folders) if all(folders) else ""
+    return [text.removeprefix(shared).lstrip("/") for text in texts]

@@ -1,0 +1,218 @@
+"""Ranked lists as a picture: the query as the query network sees it, beside its best gallery images."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn.functional import interpolate
+
+from d3still.data import ImageError, Sample, read_image
+from d3still.data.image import crop
+from d3still.data.transforms import resize
+from d3still.reporting.lists import Entry, RankedList
+
+logger = logging.getLogger(__name__)
+
+Size = tuple[int, int]
+# Okabe and Ito's green and vermilion, which colour-blind readers tell apart; signs say the same again.
+HIT, MISS, EXCLUDED = "#009e73", "#d55e00", "#8c8c8c"
+TEXT, FAINT, PAPER = "#1a1a1a", "#5a5a5a", "#ffffff"
+FONT = "fonts/ttf/DejaVuSans.ttf"  # in matplotlib's own data
+TITLE_POINTS, POINTS = 15, 12
+LINE = 16  # pixels from one line of text to the next
+GAP, BORDER = 10, 4
+COLUMNS = 10  # gallery images in one line
+GREYED = 0.65  # how far an excluded image is faded to white
+
+
+@dataclass(frozen=True)
+class _Layout:
+    cell: int
+    columns: int
+
+    @property
+    def step(self) -> tuple[int, int]:
+        """Pixels from one gallery image to the next, across and down."""
+        return self.cell + 2 * BORDER + GAP, self.cell + 2 * BORDER + 2 * LINE + GAP
+
+    @property
+    def left(self) -> int:
+        """Where the gallery images begin."""
+        return GAP + self.step[0] + 2 * GAP
+
+    def height(self, entries: int) -> int:
+        """Of one query's band, with its heading."""
+        return GAP + 2 * LINE + max(1, math.ceil(entries / self.columns)) * self.step[1] + GAP
+
+
+def ranked_list_picture(
+    lists: Sequence[RankedList],
+    query_size: Size,
+    title: str = "",
+    cell: int = 96,
+    columns: int = COLUMNS,
+) -> np.ndarray:
+    """Draw ranked lists one below the other.
+
+    A hit has a green frame and ✓, a miss a red one and ✗; an image that the same-camera rule excludes is greyed,
+    marked as excluded, and stands at its score without a rank.
+
+    Args:
+        lists: what to draw, each with its query.
+        query_size: (height, width) of the query network's input; the query is shown at these very pixels.
+        title: a line above all.
+        cell: side of an image's square, in pixels.
+        columns: gallery images in a line.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    layout = _Layout(cell, columns)
+    heights = [layout.height(len(ranked.entries)) for ranked in lists]
+    top = GAP + (2 * LINE if title else 0)
+    width = layout.left + columns * layout.step[0]
+    sheet = Image.new("RGB", (width, top + sum(heights)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        _text(draw, (GAP, GAP), title, width - 2 * GAP, TITLE_POINTS)
+    for ranked, height in zip(lists, heights, strict=True):
+        _draw_list(sheet, draw, ranked, top, query_size, layout)
+        top += height
+    return np.asarray(sheet).copy()
+
+
+def network_view(sample: Sample, size: Size) -> torch.Tensor:
+    """The uint8 pixels (3, h, w) that a network gets of an image at test.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    return resize(_pixels(sample), size)
+
+
+def thumbnail(sample: Sample, side: int) -> torch.Tensor:
+    """The whole image, its proportions kept, within a square of ``side`` pixels: uint8 (3, h, w).
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    pixels = _pixels(sample)
+    height, width = pixels.shape[1:]
+    scale = side / max(height, width)
+    return resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def name_of(sample: Sample) -> str:
+    """A file's name without its folders."""
+    return PurePath(sample.path.replace("\\", "/")).name
+
+
+def _pixels(sample: Sample) -> torch.Tensor:
+    pixels = read_image(sample.path)
+    return pixels if sample.box is None else crop(pixels, sample.box, sample.path)
+
+
+def _draw_list(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, ranked: RankedList, top: int, query_size: Size, layout: _Layout
+) -> None:
+    query = ranked.query
+    ap = "no match in the gallery" if math.isnan(ranked.ap) else f"AP {100 * ranked.ap:.2f} %"
+    heading = f"{name_of(query)}: identity {query.identity}, camera {query.camera}, {ap}"
+    _text(draw, (GAP, top + GAP), heading, sheet.width - 2 * GAP, TITLE_POINTS)
+    top += GAP + 2 * LINE
+    _paste(sheet, _enlarged(query, query_size, layout.cell), (GAP + BORDER, top + BORDER), layout.cell)
+    below = top + layout.cell + 2 * BORDER
+    _text(draw, (GAP, below), f"query, {query_size[0]}×{query_size[1]} pixels", layout.step[0] + GAP)
+    for place, entry in enumerate(ranked.entries):
+        row, column = divmod(place, layout.columns)
+        across, down = layout.step
+        _draw_entry(sheet, draw, entry, (layout.left + column * across, top + row * down), layout.cell)
+
+
+def _draw_entry(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, entry: Entry, corner: tuple[int, int], cell: int
+) -> None:
+    excluded = entry.rank is None
+    colour = EXCLUDED if excluded else HIT if entry.hit else MISS
+    left, top = corner
+    side = cell + 2 * BORDER
+    draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=BORDER)
+    picture = _whole(entry.sample, cell)
+    if excluded and picture is not None:
+        picture = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, PAPER), GREYED)
+    _paste(sheet, picture, (left + BORDER, top + BORDER), cell)
+    sign = "excluded" if excluded else f"{entry.rank} {'✓' if entry.hit else '✗'}"
+    if excluded:
+        draw.line((left, top + side, left + side, top), fill=colour, width=2)
+    _text(draw, (left, top + side), f"{sign}  {entry.score:.3f}", side + GAP, fill=colour if excluded else TEXT)
+    note = "same camera" if excluded else f"id {entry.sample.identity}, cam {entry.sample.camera}"
+    _text(draw, (left, top + side + LINE), note, side + GAP, fill=FAINT)
+
+
+def _enlarged(sample: Sample, size: Size, cell: int) -> Image.Image | None:
+    """The network's view, enlarged without smoothing, or shrunk where it is larger than the cell."""
+    try:
+        pixels = network_view(sample, size)
+    except ImageError as error:
+        logger.warning("%s", error)
+        return None
+    longest = max(size)
+    if longest > cell:
+        return _image(thumbnail(sample, cell))
+    return _image(interpolate(pixels[None].float(), scale_factor=float(cell // longest), mode="nearest")[0].byte())
+
+
+def _whole(sample: Sample, cell: int) -> Image.Image | None:
+    try:
+        return _image(thumbnail(sample, cell))
+    except ImageError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _image(pixels: torch.Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _paste(sheet: Image.Image, picture: Image.Image | None, corner: tuple[int, int], cell: int) -> None:
+    """Put a picture into the middle of its square; a cross where it could not be read."""
+    left, top = corner
+    if picture is None:
+        draw = ImageDraw.Draw(sheet)
+        draw.line((left, top, left + cell, top + cell), fill=FAINT)
+        draw.line((left, top + cell, left + cell, top), fill=FAINT)
+        return
+    sheet.paste(picture, (left + (cell - picture.width) // 2, top + (cell - picture.height) // 2))
+
+
+def _text(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    room: int,
+    points: int = POINTS,
+    fill: str = TEXT,
+) -> None:
+    """One line of text, shortened in the middle to ``room`` pixels."""
+    font = _font(points)
+    text = "".join(letter if letter.isprintable() else "�" for letter in text)
+    kept = len(text)
+    shown = text
+    while kept > 1 and draw.textlength(shown, font=font) > room:
+        kept -= 1
+        shown = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
+    draw.text(corner, shown, font=font, fill=fill)
+
+
+@functools.cache
+def _font(points: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / FONT), points)

@@ -1,0 +1,172 @@
+"""Which runs a comparison needs: from config files and seeds to a list in which each run follows what it needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d3still.config import Config, load_config, run_dir, weight_path
+from d3still.errors import UserError
+from d3still.reporting.experiment import BASELINE, VARIANTS, WEIGHT_KEYS, stage_of, variant_settings
+
+logger = logging.getLogger(__name__)
+
+# Settings that a plan sets itself, with what to use instead.
+OWN_SETTINGS = {"SOLVER.SEED": "--seeds", "OUTPUT_DIR.EXPERIMENT_NAME": "OUTPUT_DIR.ROOT_PATH"}
+STAGE_2_SECTIONS = ("ACD.", "RAHO.")  # a setting of these leaves the earlier stages as they are
+CONFIG_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """A run to be trained, or to be found finished.
+
+    Attributes:
+        file: its config file.
+        settings: KEY, VALUE, … on top of it.
+        cfg: both together.
+        needs: folders of the planned runs that it starts from.
+    """
+
+    file: Path
+    settings: tuple[str, ...]
+    cfg: Config
+    needs: tuple[Path, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where it lives."""
+        return run_dir(self.cfg).resolve()
+
+    @property
+    def name(self) -> str:
+        """For messages: experiment and seed."""
+        return f"{self.cfg.OUTPUT_DIR.EXPERIMENT_NAME} seed {self.cfg.SOLVER.SEED}"
+
+
+class Planner:
+    """Collects runs with what they start from.
+
+    Args:
+        files: config files, or folders of them; those whose name begins with ``_`` are only bases of others.
+        settings: KEY, VALUE, … for all runs; those of ACD and RAHO go to stage 2 alone.
+
+    Raises:
+        UserError: for a file that is no config, or a setting that the plan makes itself.
+    """
+
+    def __init__(self, files: Iterable[str | Path], settings: Sequence[str] = ()) -> None:
+        self.files = list(config_files(files))
+        for key in settings[::2]:
+            if key in OWN_SETTINGS:
+                raise UserError(f"{key} is set for each run; use {OWN_SETTINGS[key]} instead")
+        self.settings = tuple(settings)
+        self._runs: dict[Path, PlannedRun] = {}
+        self._given: dict[Path, Path] = {}  # folder of an experiment → its file
+        for file in self.files:
+            self._given[run_dir(self._load(file, ())).parent.resolve()] = file
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """What was added so far; each run comes after those it needs."""
+        return list(self._runs.values())
+
+    def add_all(self, seeds: Sequence[int], variants: Sequence[str], uniform_lr: float | None = None) -> None:
+        """Add every file at every seed; a stage-2 file once for each variant other than the baseline.
+
+        Raises:
+            UserError: for an unknown variant or a config that cannot work.
+        """
+        unknown = [name for name in variants if name not in VARIANTS]
+        if unknown:
+            raise UserError(f"--variants {unknown[0]} is not one of {', '.join(VARIANTS)}")
+        for seed in dict.fromkeys(seeds):
+            for file in self.files:
+                cfg = self.load(file, seed)
+                if stage_of(cfg) < 2:
+                    self.add(file, seed)
+                for variant in (
+                    name for name in VARIANTS if stage_of(cfg) == 2 and name in variants and name != BASELINE
+                ):
+                    self.add(file, seed, variant_settings(cfg, variant, uniform_lr))
+
+    def add(self, file: Path, seed: int, extra: dict[str, Any] | None = None) -> PlannedRun:
+        """Add one run, after the runs that it starts from.
+
+        Args:
+            file: its config.
+            seed: its seed.
+            extra: settings of this run alone.
+        """
+        settings = (*self._settings_for(file), "SOLVER.SEED", str(seed))
+        settings += tuple(str(part) for pair in (extra or {}).items() for part in pair)
+        cfg = load_config(file, settings)
+        folder = run_dir(cfg).resolve()
+        if folder not in self._runs:
+            needs = tuple(self._source(file, cfg, key, seed) for key in WEIGHT_KEYS[stage_of(cfg)])
+            self._runs[folder] = PlannedRun(file, settings, cfg, tuple(need for need in needs if need is not None))
+        return self._runs[folder]
+
+    def load(self, file: Path, seed: int) -> Config:
+        """A file's config at a seed, with the settings of all."""
+        return self._load(file, ("SOLVER.SEED", str(seed)))
+
+    def _load(self, file: Path, more: tuple[str, ...]) -> Config:
+        return load_config(file, (*self._settings_for(file), *more))
+
+    def _settings_for(self, file: Path) -> tuple[str, ...]:
+        if stage_of(load_config(file)) == 2:
+            return self.settings
+        pairs = zip(self.settings[::2], self.settings[1::2], strict=False)
+        return tuple(part for pair in pairs if not pair[0].startswith(STAGE_2_SECTIONS) for part in pair)
+
+    def _source(self, file: Path, cfg: Config, key: str, seed: int) -> Path | None:
+        """Folder of the run that a weight key names, once that run is planned; None for weights of elsewhere."""
+        value = getattr(cfg.DISTILLER, key)
+        if not value:
+            return None
+        folder = weight_path(cfg, value).parent.resolve()
+        if folder in self._runs:
+            return folder
+        source = self._given.get(folder.parent) or self._find(file, folder, seed)
+        if source is None:
+            return None
+        return self.add(source, seed).folder
+
+    def _find(self, file: Path, folder: Path, seed: int) -> Path | None:
+        """The config beside or above ``file`` whose run lives in ``folder``.
+
+        A run's folder repeats its config's place, ``<dataset>/<folders>/<stem>/seedN``, so that the file is
+        ``<folders>/<stem>.yaml`` below one of the folders that ``file`` is in.
+        """
+        experiment = folder.parent
+        for count in range(1, min(len(experiment.parts), len(file.parts))):
+            for place in file.parents:
+                candidate = place.joinpath(*experiment.parts[-count:]).with_suffix(CONFIG_SUFFIXES[0])
+                if candidate.is_file() and run_dir(self.load(candidate, seed)).resolve() == folder:
+                    return candidate
+        return None
+
+
+def config_files(names: Iterable[str | Path]) -> Iterator[Path]:
+    """Config files among files and folders, without those that only serve as bases.
+
+    Raises:
+        UserError: for a name that is neither, and when nothing is left.
+    """
+    found: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            found += sorted(p for p in path.iterdir() if p.suffix in CONFIG_SUFFIXES)
+        elif path.suffix in CONFIG_SUFFIXES and path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path} is no config file; name YAML files such as configs/emoji/acd_rop.yaml")
+    kept = [path.resolve() for path in found if not path.name.startswith("_")]
+    if not kept:
+        raise UserError("no config file given; name YAML files such as configs/emoji/*.yaml")
+    yield from dict.fromkeys(kept)

@@ -1,0 +1,122 @@
+"""Ranked lists of a run, kept in its folder once they were made, so that reports need its networks only once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from d3still.data import Sample
+from d3still.errors import UserError
+from d3still.evaluation import RankedLists
+from d3still.reporting.lists import Embedded, RankedList, Ranking, rank
+from d3still.reporting.pairing import relative_names
+from d3still.reporting.runs import METRICS, Run
+
+logger = logging.getLogger(__name__)
+
+FILE = "ranked_lists.npz"
+TOPK = 10  # images of each list
+WHOLE = (-1, -1, -1, -1)  # the box of an image of which all is used
+
+
+class ListStore:
+    """Gives the AIR lists of queries of a run; makes and keeps those of all its queries when first asked.
+
+    Args:
+        embed: embeds a run's query and gallery images; a `UserError` where it cannot.
+    """
+
+    def __init__(self, embed: Callable[[Run], Embedded]) -> None:
+        self._embed = embed
+
+    def __call__(self, run: Run, paths: Sequence[str]) -> Mapping[str, RankedList]:
+        """The list of each query, by the path that ``per_query.npz`` has for it.
+
+        Raises:
+            UserError: when they are neither kept nor can be made.
+        """
+        ranking = _read(run) or self._make(run)
+        known = relative_names(run.per_query["query_paths"])
+        name_of = dict(zip(map(str, run.per_query["query_paths"]), known, strict=True))
+        place = {name: i for i, name in enumerate(relative_names([sample.path for sample in ranking.query]))}
+        lost = [path for path in paths if name_of.get(path) not in place]
+        if lost:
+            raise UserError(f"{run.folder}: the dataset has no query {lost[0]} any more; see DATASETS.ROOT_DIR")
+        return {path: ranking.of(place[name_of[path]]) for path in paths}
+
+    def _make(self, run: Run) -> Ranking:
+        test = run.config["TEST"]
+        ranking = rank(self._embed(run), test["TEST_METRIC"], test["EXCLUDE_SAME_CAMERA"], TOPK)
+        try:
+            _write(run, ranking)
+        except OSError as error:
+            logger.warning("%s cannot be kept (%s); it will be made again next time", run.folder / FILE, error)
+        return ranking
+
+
+def _write(run: Run, ranking: Ranking) -> None:
+    """Keep the lists with only those gallery images that are in one."""
+    used, indices = np.unique(ranking.lists.indices, return_inverse=True)
+    indices = indices.reshape(ranking.lists.indices.shape)
+    if used[0] == -1:  # marks where a list is shorter than others
+        used, indices = used[1:], indices - 1
+    arrays = {
+        "of": np.array(_fingerprint(run)),
+        "ap": ranking.ap,
+        "indices": indices,
+        "scores": ranking.lists.scores,
+        "hits": ranking.lists.hits,
+        **_columns("query", ranking.query),
+        **_columns("gallery", [ranking.gallery[i] for i in used]),
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    temporary = run.folder / f".{FILE}.{os.getpid()}"
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(run.folder / FILE)
+
+
+def _read(run: Run) -> Ranking | None:
+    """The kept lists; None where there are none of this very result, or the images have moved since."""
+    path = run.folder / FILE
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if str(arrays["of"]) != _fingerprint(run):
+            return None
+        lists = RankedLists(arrays["indices"], arrays["scores"], arrays["hits"])
+        ranking = Ranking(_samples("query", arrays), _samples("gallery", arrays), arrays["ap"], lists)
+        return ranking if Path(ranking.query[0].path).exists() else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("%s is damaged (%s); it is made again", path, error)
+        return None
+
+
+def _fingerprint(run: Run) -> str:
+    """Tells the results that lists belong to: a run trained again has others."""
+    return hashlib.sha256((run.folder / METRICS).read_bytes()).hexdigest()
+
+
+def _columns(side: str, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    return {
+        f"{side}_paths": np.array([sample.path for sample in samples]),
+        f"{side}_labels": np.array([(sample.identity, sample.camera) for sample in samples]).reshape(-1, 2),
+        f"{side}_boxes": np.array([sample.box or WHOLE for sample in samples]).reshape(-1, 4),
+    }
+
+
+def _samples(side: str, arrays: Mapping[str, np.ndarray]) -> list[Sample]:
+    columns = (arrays[f"{side}_{name}"].tolist() for name in ("paths", "labels", "boxes"))
+    return [
+        Sample(path, identity, camera, None if tuple(box) == WHOLE else tuple(box))
+        for path, (identity, camera), box in zip(*columns, strict=True)
+    ]
