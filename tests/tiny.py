@@ -71,8 +71,8 @@ def make_veri(root: Path) -> Path:
 
 def overrides(data: Path, log: Path, **more: object) -> list[str]:
     """Command-line settings of a tiny run; further ones as ``SECTION__KEY=value``."""
-    settings = SETTINGS | {"DATASETS.NAMES": "VeRi776", "DATASETS.ROOT_DIR": str(data), "OUTPUT_DIR.ROOT_PATH": str(log)}
-    settings |= {key.replace("__", "."): value for key, value in more.items()}
+    places = {"DATASETS.NAMES": "VeRi776", "DATASETS.ROOT_DIR": str(data), "OUTPUT_DIR.ROOT_PATH": str(log)}
+    settings = SETTINGS | places | {key.replace("__", "."): value for key, value in more.items()}
     return [str(text) for pair in settings.items() for text in pair]
 
 

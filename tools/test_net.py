@@ -13,7 +13,7 @@ import _bootstrap
 from d3still.config import get_cfg, load_config
 from d3still.engine.testing import test
 from d3still.errors import UserError
-from d3still.evaluation import RankingResult, evaluate_ranking, load_features
+from d3still.evaluation import RankingResult, evaluate_ranking, load_features, pair_cameras
 
 COLUMNS = ("mAP", "mINP", "R1", "R5", "R10")
 
@@ -23,7 +23,7 @@ def rank_files(paths: list[str], opts: list[str]) -> dict[str, RankingResult]:
     cfg = get_cfg()
     cfg.merge_from_list(opts)
     query, gallery = (load_features(path) for path in paths)
-    labels = (query.ids, gallery.ids, query.cams, gallery.cams)
+    labels = (query.ids, gallery.ids, *pair_cameras(query, gallery))
     rules = {"metric": cfg.TEST.TEST_METRIC, "exclude_same_camera": cfg.TEST.EXCLUDE_SAME_CAMERA}
     return {"features": evaluate_ranking(query.features, gallery.features, *labels, **rules)}
 

@@ -16,7 +16,8 @@ def code_from_docs():
 @pytest.fixture
 def own_files(tmp_path, chain):
     (tmp_path / "my_loss.py").write_text(code_from_docs())
-    head = f"EXPERIMENT: {{IMPORTS: [my_loss.py]}}\nHuber: {{DELTA: 0.5, KD_WEIGHT: 2.0}}\n_BASE_: {REPOSITORY}/configs/veri/"
+    own = "EXPERIMENT: {IMPORTS: [my_loss.py]}\nHuber: {DELTA: 0.5, KD_WEIGHT: 2.0}\n"
+    head = f"{own}_BASE_: {REPOSITORY}/configs/veri/"
     gallery = f'TEACHER_MODEL_PATH: "{chain}/VeRi776/vanilla/seed2024/last.pth"'
     (tmp_path / "huber.yaml").write_text(f"{head}rop.yaml\nDISTILLER: {{TYPE: Huber, {gallery}}}\n")
     (tmp_path / "acd_huber.yaml").write_text(
