@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,10 +24,18 @@ from d3still.modeling import load_weights, read_weights
 logger = logging.getLogger(__name__)
 
 
-def test(cfg: CfgNode) -> Evaluation:
-    """Evaluate a run's ``last.pth``, or the checkpoint that ``TEST.WEIGHTS`` names.
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's two networks with their weights, on ``device``, and its data."""
 
-    Nothing is downloaded. A classifier of another width is dropped, and said to be.
+    distiller: Distiller
+    data: Data
+    device: torch.device
+
+
+@contextmanager
+def open_run(cfg: CfgNode) -> Iterator[LoadedRun]:
+    """Load what a run made, for testing or looking at it; within torchrun, on every rank.
 
     Raises:
         UserError: when there are no weights, or they do not fit.
@@ -37,7 +47,19 @@ def test(cfg: CfgNode) -> Evaluation:
         distiller = build_distiller(cfg, dataset.num_classes)
         load_test_weights(cfg, distiller)
         distiller.to(device, memory_format=torch.channels_last)
-        return evaluate(cfg, Data(cfg, dataset, ranks, device), distiller.query, distiller.gallery, device)
+        yield LoadedRun(distiller, Data(cfg, dataset, ranks, device), device)
+
+
+def test(cfg: CfgNode) -> Evaluation:
+    """Evaluate a run's ``last.pth``, or the checkpoint that ``TEST.WEIGHTS`` names.
+
+    Nothing is downloaded. A classifier of another width is dropped, and said to be.
+
+    Raises:
+        UserError: when there are no weights, or they do not fit.
+    """
+    with open_run(cfg) as run:
+        return evaluate(cfg, run.data, run.distiller.query, run.distiller.gallery, run.device)
 
 
 def load_test_weights(cfg: CfgNode, distiller: Distiller) -> None:
