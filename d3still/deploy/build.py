@@ -1,0 +1,320 @@
+"""Building and extending an index file: streamed, resumable after a kill at any moment, over any number of ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from d3still.deploy.embedder import Embedder
+from d3still.deploy.embedding import Embedded, embed_images
+from d3still.deploy.extras import require
+from d3still.deploy.index import GalleryIndex, header_of, measure
+from d3still.deploy.index_file import read_header
+from d3still.deploy.kinds import IndexOptions, add, new_index, train
+from d3still.deploy.listing import GalleryImage, list_images
+from d3still.deploy.ranks import Ranks
+from d3still.deploy.store import FeatureStore, Key, keyed
+from d3still.errors import UserError
+from d3still.files import remove_leftovers, write_atomically
+
+logger = logging.getLogger(__name__)
+
+Listed = Sequence[tuple[GalleryImage, Key]]
+
+SAVE_EVERY, SAVE_SECONDS = 1024, 30.0  # features are saved after so many images, or so long
+SHOWN = 10  # unreadable images that are named on the console; the file names all
+_TRAINED, _PART = "trained.faiss", "part-{}.faiss"
+_BAR_SECONDS_TERMINAL, _BAR_SECONDS_FILE = 0.5, 30.0  # between two drawings of the progress bar
+
+
+class IndexBuilder:
+    """Makes an index file, or adds to one, from images.
+
+    While it works, features are kept in ``OUT.building`` beside the index; started again after a kill, it
+    goes on with what is there. Images that cannot be read are left out and listed in ``OUT.unreadable.txt``.
+
+    Args:
+        embedder: of the gallery network, on this rank's device.
+        out: the index file.
+        num_workers: upper bound of processes that read images; 0 = a thread.
+        save_every: images between two savings of the features.
+        ranks: the processes of torchrun; each embeds its share.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        out: str | Path,
+        num_workers: int = 0,
+        save_every: int = SAVE_EVERY,
+        ranks: Ranks | None = None,
+    ) -> None:
+        if save_every < 1:
+            raise UserError(f"features are to be saved every {save_every} images; it must be at least 1")
+        self.embedder, self.out = embedder, Path(out).expanduser()
+        self.num_workers, self.save_every, self.ranks = num_workers, save_every, ranks or Ranks()
+        self.store = FeatureStore(self.out.with_name(f"{self.out.name}.building"))
+
+    def build(
+        self, images: str | Path | Iterable[Any], options: IndexOptions | None = None, overwrite: bool = False
+    ) -> Path:
+        """Embed a gallery into the index file.
+
+        Args:
+            images: a folder, a CSV file, or paths: see `d3still.deploy.listing.list_images`.
+            options: the kind of index.
+            overwrite: make it anew where one is already; that one stays until the new one is complete.
+
+        Returns:
+            The index file. One that is complete already is left alone.
+
+        Raises:
+            UserError: there is another index, an unfinished one by another network, no image, or none that
+                can be read.
+        """
+        options = options or IndexOptions()
+        with self._alone():
+            listed = self.ranks.from_main(lambda: self._plan(images, options, overwrite))
+            if listed is None:
+                return self.out
+            self._embed(listed)
+            readable = self._readable(listed)
+            index = self._assembled(readable, options)
+            if index is not None:
+                unreadable = self.store.unreadable(listed)
+                header = header_of(self.embedder.description, options, unreadable, _digest(listed))
+                measure(index, lambda: self.store.blocks(readable), options, header)
+                self._finish(GalleryIndex(index, [image for image, _ in readable], header))
+            self.ranks.wait()
+        return self.out
+
+    def add(self, images: str | Path | Iterable[Any]) -> int:
+        """Embed what the index file does not hold yet, and append it.
+
+        Returns:
+            The number of images added.
+
+        Raises:
+            UserError: the index is of another network, or none of the new images can be read. The index is
+                then as it was.
+        """
+        added = 0
+        with self._alone():
+            index = GalleryIndex.load(self.out) if self.ranks.is_main else None
+            listed = self.ranks.from_main(lambda: self._plan_addition(index, images))
+            if listed:
+                self._embed(listed)
+                readable = self._readable(listed)
+                added = len(readable)
+                if index is not None:
+                    unreadable = self.store.unreadable(listed)
+                    index.append([image for image, _ in readable], lambda: self.store.blocks(readable), unreadable)
+                    self._finish(index)
+            self.ranks.wait()
+        return added
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self.ranks.is_main:
+            yield
+            return
+        require("faiss", "an index")  # now, and not after hours of embedding
+        with self.store.alone():
+            yield
+
+    def _plan(self, images: str | Path | Iterable[Any], options: IndexOptions, overwrite: bool) -> Listed | None:
+        """The images of the index to be; None when it is complete already."""
+        description = self.embedder.description
+        listed = keyed(list_images(images))
+        if self.out.exists() and not overwrite:
+            if self._is_complete(listed, options):
+                logger.info("%s is complete: %d images; nothing to do", self.out, len(listed))
+                self.store.remove()
+                return None
+            raise UserError(
+                f"{self.out} exists, made of other images, by another network or in another way; choose another --out, "
+                "add to it (index_net.py add), or replace it with --overwrite"
+            )
+        new_index(options, description.feature_width, len(listed))  # refuses now what it would refuse at the end
+        remove_leftovers(self.out)
+        self.store.begin(description.embedding(), restart=overwrite)
+        return listed
+
+    def _plan_addition(self, index: GalleryIndex | None, images: str | Path | Iterable[Any]) -> Listed:
+        assert index is not None  # on the main rank
+        description = self.embedder.description
+        try:
+            index.require_same_network(description)
+        except UserError as error:
+            raise UserError(f"{self.out}: {error}") from error
+        listed = keyed(index.missing(list_images(images)))
+        remove_leftovers(self.out)
+        if listed:
+            self.store.begin(description.embedding())
+        else:
+            logger.info("%s holds all these images already; nothing to do", self.out)
+            self.store.remove()
+        return listed
+
+    def _is_complete(self, listed: Listed, options: IndexOptions) -> bool:
+        header = read_header(self.out)
+        wanted = {
+            "embedding": self.embedder.description.embedding(),
+            "options": asdict(options),
+            "source": _digest(listed),
+        }
+        return all(header.get(key) == value for key, value in wanted.items())
+
+    def _embed(self, listed: Listed) -> None:
+        """Put the features of this rank's share into the store, then wait for the others'."""
+        self.store.read()
+        share = self.ranks.share(listed)
+        todo = [entry for entry in share if entry[1] not in self.store]
+        if len(todo) < len(share):
+            logger.info("%d of %d images are embedded already", len(share) - len(todo), len(share))
+        if todo:
+            self._embed_into_store(todo, done=len(share) - len(todo))
+        self.ranks.wait()
+        self.store.read()
+
+    def _embed_into_store(self, todo: Listed, done: int) -> None:
+        pending = _Pending(self.store, self.ranks.rank)
+        with self._bar(len(todo) + done, done) as bar:
+            for batch in embed_images(self.embedder, [image for image, _ in todo], self.num_workers):
+                pending.add(todo, batch)
+                bar.update(len(batch.positions) + len(batch.unreadable))
+                if pending.images >= self.save_every or pending.seconds > SAVE_SECONDS:
+                    pending.save()
+        pending.save()
+
+    def _readable(self, listed: Listed) -> Listed:
+        readable = self.store.readable(listed)
+        if not readable:
+            first = next(iter(self.store.unreadable(listed).values()))
+            raise UserError(f"none of the {len(listed)} images can be read; {first}")
+        return readable
+
+    def _assembled(self, readable: Listed, options: IndexOptions) -> Any:
+        """The FAISS index over all features, on rank 0; None on the others.
+
+        Each rank fills a part with its share, and FAISS merges the parts. Only a graph of neighbours cannot
+        be merged: rank 0 makes it alone.
+        """
+        faiss, ranks = require("faiss", "an index"), self.ranks
+        alone = ranks.world_size == 1 or not options.mergeable
+        trained = str(self.store.folder / _TRAINED)
+        if ranks.is_main:
+            index = new_index(options, self.embedder.description.feature_width, len(readable))
+            train(index, lambda: self.store.blocks(readable), len(readable))
+            if alone:
+                add(index, lambda: self.store.blocks(readable))
+                return index
+            faiss.write_index(index, trained)
+        elif alone:
+            return None
+        ranks.wait()
+        part = faiss.read_index(trained)
+        add(part, lambda: self.store.blocks(ranks.share(readable)))
+        files = [str(self.store.folder / _PART.format(rank)) for rank in range(ranks.world_size)]
+        if not ranks.is_main:
+            faiss.write_index(part, files[ranks.rank])
+        ranks.wait()
+        return _merged(part, files[1:]) if ranks.is_main else None
+
+    def _finish(self, index: GalleryIndex) -> None:
+        """Write the index and what could not be read; then the features are no longer needed."""
+        index.save(self.out)
+        unreadable = index.header["unreadable"]
+        report = self.out.with_name(f"{self.out.name}.unreadable.txt")
+        if unreadable:
+            lines = "".join(f"{path}\t{why}\n" for path, why in unreadable.items())
+            write_atomically(report, lambda file: file.write(lines.encode("utf-8", "surrogateescape")))
+            for reason in list(unreadable.values())[:SHOWN]:
+                logger.warning("left out: %s", reason)
+            logger.warning("%d images could not be read; %s lists them", len(unreadable), report)
+        else:
+            report.unlink(missing_ok=True)
+        self.store.remove()
+        logger.info(
+            "%s: %d images by %s, %.1f MB",
+            self.out,
+            len(index),
+            index.network,
+            self.out.stat().st_size / 1e6,
+        )
+
+    def _bar(self, total: int, done: int) -> tqdm:
+        return tqdm(
+            total=total,
+            initial=done,
+            desc="embedding",
+            unit="img",
+            disable=not self.ranks.is_main,
+            mininterval=_BAR_SECONDS_TERMINAL if sys.stderr.isatty() else _BAR_SECONDS_FILE,
+            dynamic_ncols=True,
+        )
+
+
+class _Pending:
+    """Features that are not in the store yet."""
+
+    def __init__(self, store: FeatureStore, rank: int) -> None:
+        self._store, self._rank = store, rank
+        self._clear()
+
+    @property
+    def images(self) -> int:
+        """How many images have been looked at since the last saving."""
+        return len(self._keys) + len(self._unreadable)
+
+    @property
+    def seconds(self) -> float:
+        """How long that was ago."""
+        return time.monotonic() - self._since
+
+    def add(self, listed: Listed, batch: Embedded) -> None:
+        """Keep a batch of ``listed`` for the next saving."""
+        self._keys += [listed[position][1] for position in batch.positions]
+        self._features.append(batch.features)
+        self._unreadable += [(listed[position][1], why) for position, why in batch.unreadable.items()]
+
+    def save(self) -> None:
+        """Put what is pending into the store."""
+        if self.images:
+            self._store.save(self._rank, self._keys, np.concatenate(self._features), self._unreadable)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._keys: list[Key] = []
+        self._features: list[np.ndarray] = []
+        self._unreadable: list[tuple[Key, str]] = []
+        self._since = time.monotonic()
+
+
+def _merged(index: Any, files: Sequence[str]) -> Any:
+    """The first part with the others appended, in order."""
+    faiss = require("faiss", "an index")
+    for file in files:
+        part = faiss.read_index(file)
+        # lists carry the images' numbers, which go on from those before; a flat index counts by itself
+        index.merge_from(part, index.ntotal if hasattr(index, "nlist") else 0)
+    return index
+
+
+def _digest(listed: Listed) -> str:
+    """SHA-256 of the list of images and the state of their files."""
+    digest = hashlib.sha256()
+    for image, key in listed:
+        digest.update(json.dumps([*key, image.identity]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,124 @@
+"""Which images a gallery consists of: a folder's, a table's, or a list's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from d3still.data import Sample, build_dataset
+from d3still.data.datasets.files import require_images
+from d3still.deploy.description import Description
+from d3still.errors import UserError
+
+GALLERY_SPLITS = ("gallery", "test")  # rows of a table with a column split that belong to the gallery
+
+Box = tuple[int, int, int, int]
+Identity = str | int | None
+
+
+class GalleryImage(NamedTuple):
+    """One image of a gallery.
+
+    Attributes:
+        path: absolute.
+        identity: what it shows, where that is known.
+        box: the part to use (left, top, right, bottom), if not all.
+    """
+
+    path: str
+    identity: Identity = None
+    box: Box | None = None
+
+
+def list_images(images: str | Path | Iterable[Any]) -> list[GalleryImage]:
+    """The images of a gallery.
+
+    Args:
+        images: a folder, searched with all below it, in the order of paths; a CSV file with a column
+            ``path``, relative to it, and perhaps ``identity`` and ``split`` (rows other than gallery and
+            test are left out); or paths, `GalleryImage` or `Sample`, in their own order.
+
+    Raises:
+        UserError: nothing is there, the table is not one, or an image is listed twice.
+    """
+    if isinstance(images, str | Path):
+        listed = _of_path(Path(_absolute(images)))
+    else:
+        listed = [_of_item(item) for item in images]
+        if not listed:
+            raise UserError("there is no image to index")
+    seen: set[tuple[str, Box | None]] = set()
+    for image in listed:
+        if (image.path, image.box) in seen:
+            raise UserError(f"{images if isinstance(images, str | Path) else 'the list'}: {image.path} is listed twice")
+        seen.add((image.path, image.box))
+    return listed
+
+
+def run_gallery(description: Description) -> list[GalleryImage]:
+    """The test gallery of the dataset that a network's run was tested on.
+
+    Raises:
+        UserError: the dataset is not where the run's config says.
+    """
+    dataset = description.config["DATASETS"]
+    found = build_dataset(
+        dataset["NAMES"], dataset["ROOT_DIR"], split=dataset["SPLIT"], camera_pattern=dataset["CAMERA_PATTERN"]
+    )
+    return list_images(found.gallery)
+
+
+def _of_path(source: Path) -> list[GalleryImage]:
+    if source.is_dir():
+        return [GalleryImage(path) for path in require_images("index", source, "the gallery's images")]
+    if not source.exists():
+        raise UserError(f"{source}: no such folder or table; --images takes a folder of images or a CSV file")
+    if source.suffix.lower() != ".csv":
+        raise UserError(f"{source}: is neither a folder nor a .csv file; --images takes one of these")
+    listed = list(_of_table(source))
+    if not listed:
+        raise UserError(f"{source}: lists no image (of a table with a column split, only {GALLERY_SPLITS} count)")
+    return listed
+
+
+def _of_table(source: Path) -> Iterator[GalleryImage]:
+    try:
+        text = source.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: is not UTF-8 text; save it so") from error
+    delimiter = ";" if ";" in text.split("\n", 1)[0] else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+    if "path" not in reader.fieldnames:
+        raise UserError(f"{source} line 1: no column 'path'; the columns are path, and perhaps identity and split")
+    try:
+        for row in reader:
+            split = (row.get("split") or "").strip().lower()
+            if split and split not in GALLERY_SPLITS:
+                continue
+            path, identity = ((row.get(name) or "").strip() for name in ("path", "identity"))
+            if not path:
+                raise UserError(f"{source} line {reader.line_num}: the path is blank")
+            yield GalleryImage(_absolute(source.parent / path), identity or None)
+    except csv.Error as error:
+        raise UserError(f"{source} line {reader.line_num}: {error}") from error
+
+
+def _of_item(item: Any) -> GalleryImage:
+    if isinstance(item, GalleryImage):
+        return item._replace(path=_absolute(item.path))
+    if isinstance(item, Sample):
+        return GalleryImage(_absolute(item.path), item.identity, item.box)
+    if isinstance(item, str | Path):
+        return GalleryImage(_absolute(item))
+    raise UserError(f"a gallery is made of image files, not of {type(item).__name__}")
+
+
+def _absolute(path: str | Path) -> str:
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100  (resolve() would follow links)

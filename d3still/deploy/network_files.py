@@ -1,0 +1,154 @@
+"""Opening a trained network for deployment: a run's checkpoint, a published file, or a safetensors export."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from d3still.deploy.description import PARTS, Description, describe, weights_hash
+from d3still.deploy.extras import require
+from d3still.errors import UserError
+from d3still.modeling import RetrievalModel, build_model, load_weights, read_weights
+from d3still.modeling.head import FEATURE_WIDTH
+
+SAFETENSORS, ONNX = ".safetensors", ".onnx"
+METADATA_KEY = "d3still"
+"""Under this key exported files carry their description, as JSON."""
+_CLASSIFIER = "fc.classifier.weight"
+
+
+def open_network(
+    path: str | os.PathLike[str], part: str | None = None, config: Mapping[str, Any] | None = None
+) -> tuple[RetrievalModel, Description]:
+    """A network with its weights, in eval mode on the CPU, and what it is.
+
+    Args:
+        path: a run's ``last.pth`` or ``best.pth``, a published weight file, or a safetensors export.
+        part: "query" or "gallery"; None = the query network where the file holds one.
+        config: a config for files that carry none (published ones), or to use instead of theirs.
+
+    Raises:
+        UserError: naming the file, when it cannot be read, holds no such network or no config, or when
+            the weights do not fit.
+    """
+    path = Path(path).expanduser()
+    states, description = _open_states(path, part, config)
+    return _build(path, states[description.part], description), description
+
+
+def open_networks(
+    path: str | os.PathLike[str], part: str | None = None, config: Mapping[str, Any] | None = None
+) -> dict[str, tuple[RetrievalModel, Description]]:
+    """All networks of a file by part, query first. Arguments and errors: `open_network`."""
+    path = Path(path).expanduser()
+    states, chosen = _open_states(path, part, config)
+    found = {}
+    for name in (name for name in PARTS if name in states):
+        described = describe(chosen.config, name, FEATURE_WIDTH, chosen.networks) if name != chosen.part else chosen
+        found[name] = _build(path, states[name], described), described
+    return found
+
+
+def _build(path: Path, state: dict[str, Tensor], description: Description) -> RetrievalModel:
+    classes = len(state[_CLASSIFIER]) if _CLASSIFIER in state else 1
+    try:
+        model = build_model(description.network, classes, description.last_stride)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    # A file that it can read itself, load_weights names in what it says; reading twice is the price.
+    load_weights(model, state if path.suffix == SAFETENSORS else path, description.part, purpose="test")
+    return model.eval()
+
+
+def _open_states(
+    path: Path, part: str | None, config: Mapping[str, Any] | None
+) -> tuple[dict[str, dict[str, Tensor]], Description]:
+    """State dicts by part, and the description of the wanted one."""
+    if path.suffix == SAFETENSORS and config is None:
+        return _open_safetensors(path, part)
+    weights = read_weights(path)
+    states = weights.networks()
+    config = config or _config_of(weights.raw, path)
+    if "network" in states:  # a file that does not say which of the two it holds
+        states = {part or _only_part(config, path): states["network"]}
+    part = part or next(iter(states))  # query first
+    if part not in states:
+        raise UserError(f"{path}: holds no {part} network, only the {next(iter(states))} network; ask for that part")
+    hashes = {name: weights_hash(state) for name, state in states.items()}
+    try:
+        return states, describe(config, part, FEATURE_WIDTH, hashes)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise UserError(f"{path}: its config lacks the key {error}; name a whole one with --config-file") from error
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """State dict, as `d3still.modeling.load_weights` takes it, and metadata of a safetensors file.
+
+    Raises:
+        UserError: when the file is missing or damaged, or the package is not installed.
+    """
+    safetensors = require("safetensors", f"reading {path}")
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weight file; correct the path")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: is no safetensors file, or a damaged one ({error}); export it again") from error
+
+
+def read_description(path: Path, metadata: Mapping[str, str], part: str | None) -> Description:
+    """The description in an exported file's metadata.
+
+    Raises:
+        UserError: when there is none, or it is of another part than the wanted one.
+    """
+    if METADATA_KEY not in metadata:
+        raise UserError(f"{path}: carries no description of its network; export it with tools/export_net.py")
+    try:
+        description = Description.from_dict(json.loads(metadata[METADATA_KEY]))
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if part not in (None, description.part):
+        raise UserError(f"{path}: holds the {description.part} network, not the {part} network; ask for that part")
+    return description
+
+
+def _open_safetensors(path: Path, part: str | None) -> tuple[dict[str, dict[str, Tensor]], Description]:
+    state, metadata = read_safetensors(path)
+    description = read_description(path, metadata, part)
+    if weights_hash(state) != description.weights_hash:
+        raise UserError(f"{path}: its weights are not those that its description names; export it again")
+    return {description.part: state}, description
+
+
+def _config_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The config that a run's checkpoint carries; read as data, so that nothing it names is imported."""
+    text = content.get("config")
+    if not isinstance(text, str):
+        raise UserError(
+            f"{path}: carries no config, so that its network and input size are unknown; name its YAML file "
+            "with --config-file (config=load_config(FILE) in Python)"
+        )
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: its config cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict) or not {"DISTILLER", "INPUT", "TEST"} <= config.keys():
+        raise UserError(f"{path}: its config lacks the sections DISTILLER, INPUT and TEST")
+    return config
+
+
+def _only_part(config: Mapping[str, Any], path: Path) -> str:
+    if config["DISTILLER"]["TYPE"] == "NONE":
+        return "gallery"
+    raise UserError(f"{path}: holds one network without saying which; ask for part query or part gallery")

@@ -1,0 +1,90 @@
+"""Running a network on pixels: by PyTorch, or an exported one by onnxruntime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d3still.data import ImageBatch, Normalizer
+from d3still.deploy.description import Description
+from d3still.deploy.extras import require
+from d3still.deploy.graph import EmbeddingGraph
+from d3still.deploy.network_files import read_description
+from d3still.errors import UserError
+
+Runner = Callable[[Tensor], Tensor]
+"""uint8 pixels (B, 3, height, width) on the CPU → L2-normalised features (B, D) on the CPU."""
+
+NORMALIZE_KEY, L2_KEY = "normalize", "l2"
+"""Metadata of an ONNX file, "true" or "false": what its graph does itself."""
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that onnxruntime has
+
+
+def _normalizing(description: Description) -> Callable[[Tensor], Tensor]:
+    """Pixels to normalised images, as training and testing do it."""
+    normalizer = Normalizer(description.mean, description.std)
+
+    def normalize(pixels: Tensor) -> Tensor:
+        nothing = torch.zeros(len(pixels), 4, dtype=torch.int64, device=pixels.device)  # no box, no label, no index
+        return normalizer(ImageBatch(pixels, nothing, nothing[:, 0], nothing[:, 0]))
+
+    return normalize
+
+
+def torch_runner(graph: EmbeddingGraph, description: Description, device: torch.device) -> Runner:
+    """A runner over ``graph``, which takes normalised images and gives features of length 1, on ``device``."""
+    graph = graph.to(device, memory_format=torch.channels_last)
+    normalize = _normalizing(description)
+
+    @torch.inference_mode()
+    def run(pixels: Tensor) -> Tensor:
+        return graph(normalize(pixels.to(device, non_blocking=True))).float().cpu()
+
+    return run
+
+
+def onnx_runner(path: Path, part: str | None) -> tuple[Runner, Description]:
+    """A runner over an exported file, whatever its graph does itself, and the network's description.
+
+    Raises:
+        UserError: see `onnx_session`; or the file is another part's, or not from this package.
+    """
+    session, metadata = onnx_session(path)
+    description = read_description(path, metadata, part)
+    normalize = _normalizing(description)
+    normalizes, scales = (json.loads(metadata.get(key, "false")) for key in (NORMALIZE_KEY, L2_KEY))
+    (taken,) = session.get_inputs()
+
+    def run(pixels: Tensor) -> Tensor:
+        images = pixels if normalizes else normalize(pixels)
+        features = torch.from_numpy(session.run(None, {taken.name: images.contiguous().numpy()})[0])
+        return features if scales else F.normalize(features)
+
+    return run, description
+
+
+def onnx_session(source: Path | bytes) -> tuple[Any, dict[str, str]]:
+    """An onnxruntime session over a file or its bytes, on the GPU where onnxruntime has one, and its metadata.
+
+    Raises:
+        UserError: the file is missing or damaged, or onnxruntime is not installed.
+    """
+    runtime = require("onnxruntime", "running an ONNX file")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # one setting for both, also OMP_NUM_THREADS
+    usable = [name for name in _PROVIDERS if name in runtime.get_available_providers()]
+    named = source if isinstance(source, Path) else "the exported graph"
+    if isinstance(source, Path) and not source.is_file():
+        raise UserError(f"{source}: no such ONNX file; make it with tools/export_net.py")
+    try:
+        content = str(source) if isinstance(source, Path) else source
+        session = runtime.InferenceSession(content, options, providers=usable)
+    except Exception as error:  # onnxruntime's errors have no common base but this
+        raise UserError(f"{named}: is no ONNX file, or a damaged one ({' '.join(str(error).split())})") from error
+    return session, session.get_modelmeta().custom_metadata_map

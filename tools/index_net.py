@@ -1,0 +1,97 @@
+"""Index a gallery and search it.
+
+  python tools/index_net.py build  --weights log/…/last.pth [--images DIR|CSV] --out gallery.index
+  python tools/index_net.py search --weights log/…/last.pth --index gallery.index [--html page.html] IMAGE…
+  python tools/index_net.py add    --weights log/…/last.pth --index gallery.index --images DIR|CSV
+  python tools/index_net.py info   --index gallery.index
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import _bootstrap
+
+from d3still.config import load_config
+from d3still.deploy import KINDS, Embedder, GalleryIndex, IndexBuilder, IndexOptions, Ranks, torchrun_ranks, write_page
+from d3still.deploy.index_file import read_header
+from d3still.deploy.listing import run_gallery
+from d3still.engine.events import logging_to
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    build, add = (commands.add_parser(name, help=text) for name, text in (
+        ("build", "embed a gallery; started again after a kill, it goes on"),
+        ("add", "append images that the index does not hold yet"),
+    ))  # fmt: skip
+    search = commands.add_parser("search", help="the best gallery images for each query image")
+    info = commands.add_parser("info", help="what an index says about itself")
+    for command, part in ((build, "gallery"), (add, "gallery"), (search, None)):
+        command.add_argument("--weights", required=True, help="a run's last.pth, an export, or a published file")
+        command.add_argument("--part", choices=("query", "gallery"), default=part, help="which of its networks")
+        command.add_argument("--config-file", "--cfg", help="the YAML file of published weights")
+        command.add_argument("--batch-size", type=int, default=64)
+    for command, name in ((build, "--out"), (add, "--index"), (search, "--index"), (info, "--index")):
+        command.add_argument(name, dest="index", required=True, type=Path, help="the index file")
+    for command in (build, add):
+        command.add_argument("--images", help="a folder, or a CSV file with a column path; left out: the run's gallery")
+        command.add_argument("--workers", type=int, default=0, help="processes that read images; 0 = a thread")
+        command.add_argument("--save-every", type=int, default=1024, help="images between two savings")
+    build.add_argument("--kind", choices=KINDS, default="exact")
+    build.add_argument("--recall", type=float, default=0.95, help="recall@10 that a search's effort is chosen for")
+    build.add_argument("--code-bytes", type=int, default=64, help="ivfpq: bytes of an image's code")
+    build.add_argument("--overwrite", action="store_true", help="replace another index, once the new one is complete")
+    search.add_argument("--topk", type=int, default=10)
+    search.add_argument("--html", type=Path, help="also write the answers as a page")
+    search.add_argument("images", nargs="+", metavar="IMAGE")
+    return parser.parse_args()
+
+
+def embedder(args: argparse.Namespace, ranks: Ranks) -> Embedder:
+    """The network that the command line names."""
+    config = load_config(args.config_file) if args.config_file else None
+    return Embedder.from_checkpoint(args.weights, args.part, ranks.device, args.batch_size, config)
+
+
+def search(args: argparse.Namespace, network: Embedder) -> None:
+    """Print the answers, and write them as a page where asked to."""
+    index = GalleryIndex.load(args.index)
+    answers = index.search(network, args.images, args.topk)
+    for query, matches in zip(args.images, answers, strict=True):
+        print(query)
+        for rank, match in enumerate(matches, start=1):
+            known = "" if match.identity is None else f"  [{match.identity}]"
+            print(f"{rank:4}  {match.score:7.4f}  {match.path}{known}")
+    if args.html:
+        write_page(args.html, args.images, answers, f"{len(args.images)} queries, {len(index)} gallery images")
+        print(f"page: {args.html}")
+
+
+def main() -> None:
+    """Do what the command says."""
+    args = parse()
+    sys.stdout.reconfigure(errors="backslashreplace")  # paths need not be Unicode
+    if args.command == "info":
+        print(json.dumps(read_header(args.index), indent=1))
+        return
+    with torchrun_ranks() as ranks, logging_to(None, quiet=not ranks.is_main):
+        network = embedder(args, ranks)
+        if args.command == "search":
+            search(args, network)
+            return
+        builder = IndexBuilder(network, args.index, args.workers, args.save_every, ranks)
+        images = args.images or run_gallery(network.description)
+        if args.command == "add":
+            builder.add(images)
+        else:
+            builder.build(images, IndexOptions(args.kind, args.recall, args.code_bytes), args.overwrite)
+
+
+if __name__ == "__main__":
+    _bootstrap.run(main)
