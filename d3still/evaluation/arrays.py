@@ -24,7 +24,7 @@ def as_features(values: Any, name: str) -> Tensor:
     tensor = as_tensor(values, f"{name}_feats")
     if tensor.ndim != 2:
         raise UserError(f"{name}_feats must have the shape (images, width), not {tuple(tensor.shape)}")
-    if tensor.shape[1] == 0:
+    if len(tensor) and tensor.shape[1] == 0:
         raise UserError(f"{name}_feats have width 0: {tuple(tensor.shape)}")
     return tensor
 
@@ -59,16 +59,16 @@ def same_kind(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     return query.to(device, dtype), gallery.to(device, dtype)
 
 
-def check_finite(features: Tensor, name: str) -> None:
-    """Raise a `UserError` that names the images whose features are NaN, infinite or too large to square."""
-    if torch.isfinite(torch.linalg.vector_norm(features, dim=1)).all():
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise a `UserError` that names the rows of ``values`` that are NaN, infinite or too large to square."""
+    if torch.isfinite(torch.linalg.vector_norm(values, dim=1)).all():
         return
-    bad = ~torch.isfinite(torch.linalg.vector_norm(features, dim=1, dtype=torch.float64))
-    if not bad.any():  # float32 values too large to square in float32
+    bad = ~torch.isfinite(torch.linalg.vector_norm(values, dim=1, dtype=torch.float64))
+    if not bad.any():  # float32 numbers whose squares float32 does not hold
         return
-    images = torch.nonzero(bad)[:, 0].tolist()
-    named = ", ".join(map(str, images[:_SHOWN])) + (", …" if len(images) > _SHOWN else "")
+    rows = torch.nonzero(bad)[:, 0].tolist()
+    named = ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
     raise UserError(
-        f"{len(images)} of {len(features)} {name} features are NaN or infinite (images {named}, counted from 0): "
-        "look for a run that diverged, or at these images"
+        f"{len(rows)} of {len(values)} {what} are NaN or infinite (those of images {named}, counted from 0): "
+        "look at these images, or for a run that diverged"
     )

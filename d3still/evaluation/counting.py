@@ -51,7 +51,7 @@ def count_at_least(scores: np.ndarray, rows: np.ndarray, level: np.ndarray, tole
         level, tolerance: (T,) float64, finite.
     """
     num_rows, width = scores.shape
-    grid = _Grid.around(rows, level - tolerance, level + tolerance, num_rows, width)
+    grid = _Grid.around(rows, level, tolerance, num_rows, width)
     cell, index = _cells_in_reach(grid, scores)
     population = torch.bincount(torch.from_numpy(cell), minlength=num_rows * grid.size).numpy()
     running = np.cumsum(population)
@@ -84,13 +84,15 @@ class _Grid:
     offset: np.ndarray  # (rows,) int32, number of the first cell
 
     @staticmethod
-    def around(rows: np.ndarray, low: np.ndarray, high: np.ndarray, num_rows: int, width: int) -> _Grid:
+    def around(rows: np.ndarray, level: np.ndarray, tolerance: np.ndarray, num_rows: int, width: int) -> _Grid:
         """Cells that cover the levels of each row; what lies outside falls into the first and last one."""
         size = int(np.clip(_CELL_FACTOR * np.sqrt(len(rows) / num_rows * width), *_CELL_RANGE))
         start = np.flatnonzero(np.diff(rows, prepend=-1))
-        low, high = np.minimum.reduceat(low, start), np.maximum.reduceat(high, start)
+        low = np.minimum.reduceat(level - tolerance, start)
+        high = np.maximum.reduceat(level + tolerance, start)
         largest = np.maximum(np.maximum(np.abs(low), np.abs(high)), _TINY)
         finest = 4 * np.spacing(largest.astype(np.float32))
+        finest = np.maximum(finest, np.maximum.reduceat(tolerance, start))  # few cells within a tolerance
         step = np.maximum((high - low) / (size - _BELOW - _ABOVE), finest)
         offset = np.arange(num_rows, dtype=np.int32) * np.int32(size)
         return _Grid(size, (low - _BELOW * step).astype(np.float32), (1 / step).astype(np.float32), offset)

@@ -133,7 +133,9 @@ def as_labels(values: Any, name: str, length: int) -> np.ndarray:
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.ndim != 1 or len(array) != length:
         raise UserError(f"{name} must hold one number for each of the {length} images, not shape {array.shape}")
-    whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((np.mod(array, 1) == 0).all()))
-    if not whole:  # NaN and infinity are not, either
+    whole = array.dtype.kind in "iu" or (
+        array.dtype.kind == "f" and bool((np.isfinite(array) & (array == np.trunc(array))).all())
+    )
+    if not whole:
         raise UserError(f"{name} must be whole numbers, not {array.dtype}; number the identities and cameras")
     return array.astype(np.int64)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from d3still.errors import UserError
-from d3still.evaluation.arrays import as_tensor, check_finite
+from d3still.evaluation.arrays import as_features, as_tensor, check_finite
 from d3still.evaluation.labels import match
 from d3still.evaluation.ranks import Scores, rank_by_product, rank_by_sorting
 from d3still.evaluation.results import Measures, RankingResult
@@ -38,8 +38,8 @@ def evaluate_ranking(
 ) -> RankingResult:
     """Rank the gallery for each query by its features and measure the ranking.
 
-    The ranking is that of double precision, also for float32 features; scores that differ by less than the
-    rounding of double precision tie. Memory is bounded by blocks whose size depends on the gallery's size
+    The ranking is that of double precision, whatever the type of the features; scores that differ by less than
+    the rounding of double precision tie. Memory is bounded by blocks whose size depends on the gallery's size
     alone; the full score matrix never exists.
 
     Args:
@@ -60,12 +60,13 @@ def evaluate_ranking(
             where that is why).
     """
     max_rank, topk = _at_least(1, max_rank, "max_rank"), _at_least(0, topk, "topk")
-    sizes = _length(query_feats), _length(gallery_feats)
+    query, gallery = as_features(query_feats, "query"), as_features(gallery_feats, "gallery")
+    sizes = len(query), len(gallery)
     matches = match(query_ids, gallery_ids, query_cams, gallery_cams, sizes, exclude_same_camera)
-    similarity = make_similarity(query_feats, gallery_feats, metric)
-    fast = similarity.query.dtype == torch.float32 and not similarity.query.is_cuda
-    queries, measures = np.flatnonzero(matches.num_hits), Measures.unset(sizes[0])
-    measures.put(queries, (rank_by_product if fast else rank_by_sorting)(similarity, matches, queries))
+    similarity = make_similarity(query, gallery, metric)
+    rank = rank_by_sorting if similarity.query.is_cuda else rank_by_product
+    queries, measures = np.flatnonzero(matches.num_hits), Measures.unset(len(query))
+    measures.put(queries, rank(similarity, matches, queries))
     return measures.result(max_rank, ranked_lists(similarity, matches, topk) if topk else None)
 
 
@@ -92,7 +93,7 @@ def evaluate_distances(
     given = GivenDistances(distances)
     sizes = given.distances.shape[0], given.distances.shape[1]
     matches = match(query_ids, gallery_ids, query_cams, gallery_cams, sizes, exclude_same_camera)
-    check_finite(given.distances, "rows of the distances")
+    check_finite(given.distances, "rows of distances")
     queries, measures = np.flatnonzero(matches.num_hits), Measures.unset(sizes[0])
     measures.put(queries, rank_by_sorting(given, matches, queries))
     return measures.result(max_rank, ranked_lists(given, matches, topk) if topk else None)
@@ -116,10 +117,6 @@ class GivenDistances(Scores):
     def shown(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         rows, columns = (torch.from_numpy(index).to(self.distances.device) for index in (queries, gallery))
         return self.distances[rows, columns].double().cpu().numpy()
-
-
-def _length(features: Any) -> int:
-    return len(features) if hasattr(features, "__len__") else 0
 
 
 def _at_least(least: int, value: int, name: str) -> int:

@@ -21,6 +21,7 @@ from d3still.evaluation.similarity import Similarity
 _BLOCK = 1 << 25  # float32 scores held at once: 128 MiB
 _DOUBLE_BLOCK = 1 << 22  # double scores held at once; sorting takes several times their 32 MiB
 _GROUP = 1 << 20  # scores that one worker counts at a time: small enough for the cache
+_MOST_WORKERS = 16  # bounds their memory, some 20 MiB each
 _SAMPLE = (61, 509)  # queries and gallery images on which rounding is measured; odd, to meet every kernel
 _SAMPLE_HITS = 4  # right answers of each sampled query among these images
 _SAFETY = 2  # the largest error of a whole product over the largest of the sample
@@ -35,6 +36,8 @@ class Scores(Protocol):
     def score_rows(self, queries: np.ndarray, gallery: np.ndarray) -> Tensor: ...
 
     def slack(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray: ...
+
+    def shown(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray: ...
 
 
 def rows_at_once(num_gallery: int, block: int) -> int:
@@ -91,7 +94,7 @@ def rank_by_product(similarity: Similarity, matches: Matches, queries: np.ndarra
         measures, crowded[place] = _rank_group(similarity, matches, queries[place], block, error)
         out.put(place, measures)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as workers:
+    with ThreadPoolExecutor(min(torch.get_num_threads(), _MOST_WORKERS)) as workers:
         for low in range(0, len(queries), step):
             left = similarity.query_rows(queries[low : low + step], torch.float32).numpy()
             # numpy's product ignores autocast and torch's choice of precision, as an exact ranking must
@@ -119,7 +122,8 @@ def rounding_error(similarity: Similarity, matches: Matches, queries: np.ndarray
     apart = np.abs(single - similarity.score_rows(picked, images).numpy())
     size = similarity.magnitude(np.repeat(picked, len(images)), np.tile(images, len(picked)))
     apart = apart.ravel()[size > 0] / size[size > 0]
-    return _SAFETY * float(apart.max(initial=0)) + _UNIT_ROUNDOFF
+    least = _UNIT_ROUNDOFF * max(1, np.sqrt(gallery.shape[1]) / 8)  # in case the sample happens to round well
+    return max(_SAFETY * float(apart.max(initial=0)), least)
 
 
 def _evenly(length: int, count: int) -> np.ndarray:

@@ -16,6 +16,7 @@ _SHORTEST = torch.finfo(torch.float32).tiny  # a shorter vector has no direction
 _SQUARABLE = (1e-15, 1e15)  # norms whose squares float32 holds
 _UNIT_ROUNDOFF = 2.0**-53  # of double precision
 _ROWS_AT_ONCE = 1024  # bounds the memory of rows made in double precision
+_CENTER_SAMPLE = 1000  # gallery images that the middle is taken of, about
 _PAIRS_AT_ONCE = 256  # small enough that the gathered rows stay in the cache
 
 
@@ -91,12 +92,12 @@ class CosineSimilarity(Similarity):
     """The cosine; a vector of zeros has cosine 0 with everything."""
 
     def _prepare(self, rows: Tensor, dtype: torch.dtype, left: bool) -> Tensor:
-        rows = rows.to(dtype)
+        rows = rows.to(torch.promote_types(rows.dtype, dtype))
         norm = torch.linalg.vector_norm(rows, dim=1)
-        if dtype != torch.float64 and not ((norm > _SQUARABLE[0]) & (norm < _SQUARABLE[1])).all():
+        if rows.dtype != torch.float64 and not ((norm > _SQUARABLE[0]) & (norm < _SQUARABLE[1])).all():
             norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         norm = norm.masked_fill(norm < _SHORTEST, torch.inf)  # dividing by it gives zeros
-        return rows.mul_(norm.reciprocal().to(dtype)[:, None])
+        return rows.mul_(norm.reciprocal().to(rows.dtype)[:, None]).to(dtype)
 
     def _score(self, query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         squares = np.einsum("nd,nd->n", query, query), np.einsum("nd,nd->n", gallery, gallery)
@@ -113,13 +114,13 @@ class CosineSimilarity(Similarity):
 class EuclideanSimilarity(Similarity):
     """Nearness by Euclidean distance: ‖q − μ‖² − ‖q − g‖² in units of the squared largest norm.
 
-    μ, the gallery's mean, changes no distance and keeps the rounding of the expanded square small; the unit
-    keeps float32 from overflowing.
+    μ, the middle of the gallery, changes no distance and keeps the rounding of the expanded square small; the
+    unit keeps float32 from overflowing. A median, unlike a mean, is not dragged away by a few outliers.
     """
 
     def __init__(self, query: Tensor, gallery: Tensor) -> None:
         super().__init__(query, gallery)
-        self._center = gallery.mean(0, dtype=torch.float64)
+        self._center = gallery[:: max(1, len(gallery) // _CENTER_SAMPLE)].median(dim=0).values.double()
         self._unit = 1.0
         norms = self._norms(query), self._norms(gallery)
         self._unit = float(max(norm.max() for norm in norms)) or 1.0
@@ -168,8 +169,8 @@ def make_similarity(query_feats: Any, gallery_feats: Any, metric: str) -> Simila
     if metric not in KINDS:
         raise UserError(f"TEST.TEST_METRIC '{metric}' is not a known metric; known: {', '.join(KINDS)}")
     query, gallery = same_kind(as_features(query_feats, "query"), as_features(gallery_feats, "gallery"))
-    check_finite(query, "query")
-    check_finite(gallery, "gallery")
+    check_finite(query, "query features")
+    check_finite(gallery, "gallery features")
     return KINDS[metric](query, gallery)
 
 

@@ -35,25 +35,43 @@ def ranked_lists(scores: Scores, matches: Matches, topk: int) -> RankedLists:
 def _best(scores: Scores, matches: Matches, queries: np.ndarray, length: int) -> tuple[np.ndarray, ...]:
     """Row, column, rank from 0 and whether it is a hit, for each entry of the lists of ``queries``."""
     order = matches.gallery_order
-    block = scores.score_rows(queries, order)
-    rows, columns = matches.hits(queries)
-    hit_row, hit_column = _on(block, rows), _on(block, columns)
-    slack = torch.from_numpy(scores.slack(queries[rows], order[columns])).to(block)
-    block[hit_row, hit_column] -= slack  # what is as near as a hit, within rounding, comes before it
-    own_row, own_column = (_on(block, index) for index in matches.own_camera(queries))
-    block[own_row, own_column] = -torch.inf
-    is_hit = torch.zeros_like(block, dtype=torch.bool)
-    is_hit[hit_row, hit_column] = True
-
-    worst = block.topk(length, dim=1).values[:, -1:]
-    row, column = torch.nonzero((block >= worst) & (block > -torch.inf), as_tuple=True)  # ties may be more
-    score, hit = block[row, column].cpu().numpy(), is_hit[row, column].cpu().numpy()
+    given, block, is_hit = _ordering(scores, matches, queries)
+    worst, place = (best[:, -1] for best in block.topk(length, dim=1))
+    margin = scores.slack(queries, order[place.cpu().numpy()])
+    reach = (worst - torch.from_numpy(margin).to(block))[:, None]
+    row, column = torch.nonzero((block >= reach) & (block > -torch.inf), as_tuple=True)  # ties may be more
+    key, score, hit = (of[row, column].cpu().numpy() for of in (block, given, is_hit))
     row, column = row.cpu().numpy(), column.cpu().numpy()
-    sequence = np.lexsort((order[column], hit, -score, row))
+    by_key = np.lexsort((hit, -key, row))
+    sequence = by_key[_untie(row[by_key], score[by_key], hit[by_key], order[column][by_key], margin)]
     row, column, hit = row[sequence], column[sequence], hit[sequence]
     rank = np.arange(len(row)) - np.searchsorted(row, row)
     kept = rank < length
     return row[kept], column[kept], rank[kept], hit[kept]
+
+
+def _ordering(scores: Scores, matches: Matches, queries: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, numbers to order by (minus infinity for what is removed), and which of them are hits."""
+    order = matches.gallery_order
+    given = scores.score_rows(queries, order)
+    block = given.clone()
+    rows, columns = matches.hits(queries)
+    hits = _on(block, rows), _on(block, columns)
+    # What is as near as a hit, within rounding, comes before it.
+    block[hits] -= torch.from_numpy(scores.slack(queries[rows], order[columns])).to(block)
+    own_row, own_column = matches.own_camera(queries)
+    block[_on(block, own_row), _on(block, own_column)] = -torch.inf
+    is_hit = torch.zeros_like(block, dtype=torch.bool)
+    is_hit[hits] = True
+    return given, block, is_hit
+
+
+def _untie(row: np.ndarray, score: np.ndarray, hit: np.ndarray, image: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    """Order of sorted entries once neighbours of one kind that differ by rounding alone go by image."""
+    apart = np.abs(np.diff(score)) > margin[row[1:]]
+    new_group = (np.diff(row) != 0) | (hit[1:] != hit[:-1]) | apart
+    group = np.cumsum(np.append(False, new_group))[: len(row)]
+    return np.lexsort((image, group))
 
 
 def _on(block: Tensor, index: np.ndarray) -> Tensor:
