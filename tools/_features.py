@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import _bootstrap  # noqa: F401  (puts the repository on the import path)
-import torch
 from torch import Tensor, nn
 
 from d3still.config import Config
 from d3still.data import Sample
-from d3still.engine.distributed import process_group
-from d3still.engine.events import logging_to
 from d3still.engine.retrieval import extract
-from d3still.engine.setup import Data, build_distiller, open_dataset
-from d3still.engine.testing import load_test_weights
+from d3still.engine.testing import open_run
 from d3still.errors import UserError
 from d3still.reporting.lists import Embedded
 
@@ -29,17 +23,11 @@ def embed(cfg: Config, protocol: str) -> Embedded:
     Raises:
         UserError: when weights or images are missing.
     """
-    with ExitStack() as stack:
-        ranks, device = stack.enter_context(process_group(cfg.EXPERIMENT.DEVICE, cfg.EXPERIMENT.DEVICE_ID))
-        stack.enter_context(logging_to(None, quiet=not ranks.is_main))
-        dataset = open_dataset(cfg)
-        distiller = build_distiller(cfg, dataset.num_classes)
-        load_test_weights(cfg, distiller)
-        distiller.to(device, memory_format=torch.channels_last)
-        data = Data(cfg, dataset, ranks, device)
+    with open_run(cfg) as run:
+        data, dataset, distiller = run.data, run.data.dataset, run.distiller
 
         def features(network: nn.Module, samples: list[Sample], size: tuple[int, int]) -> tuple[list[Sample], Tensor]:
-            found = extract(network, data.test(samples, size), data.normalize, device, cfg.TEST.FLIP_FEATS)
+            found = extract(network, data.test(samples, size), data.normalize, run.device, cfg.TEST.FLIP_FEATS)
             return [samples[i] for i in found.indices], found.values
 
         asking = {"AIR": (distiller.query, data.sizes.query_test), "SIR": (distiller.gallery, data.sizes.gallery_test)}
@@ -48,4 +36,4 @@ def embed(cfg: Config, protocol: str) -> Embedded:
             raise UserError("stage 0 has no query network, so there is no AIR to show; ask for SIR")
         query, query_feats = features(network, dataset.query, size)
         gallery, gallery_feats = features(distiller.gallery, dataset.gallery, data.sizes.gallery_test)
-    return Embedded(query, gallery, query_feats, gallery_feats)
+    return Embedded(query, gallery, query_feats, gallery_feats, size)

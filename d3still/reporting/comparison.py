@@ -16,7 +16,7 @@ from d3still.reporting.families import Family, group
 from d3still.reporting.pairing import paired_differences
 from d3still.reporting.published import published_scores
 from d3still.reporting.runs import Run
-from d3still.reporting.statistics import Verdict, correct, mean_and_deviation, paired_bootstrap
+from d3still.reporting.statistics import MIN_IDENTITIES, Verdict, correct, mean_and_deviation, paired_bootstrap
 
 PROTOCOLS = ("AIR", "SIR")
 COLUMNS = (("AIR", "mAP"), ("AIR", "R1"), ("SIR", "mAP"), ("SIR", "R1"))  # what the published tables show
@@ -159,7 +159,7 @@ def _order(variant: str) -> tuple[int, str]:
 
 
 def _add_differences(comparison: Comparison) -> None:
-    """Differences of every row over its baseline and its finetune control, tested and corrected over the rows."""
+    """Differences of every row over its baseline and its finetune control, corrected over the rows of a column."""
     for against in AGAINST:
         found: list[tuple[Row, Row]] = []
         for row in comparison.rows:
@@ -169,15 +169,28 @@ def _add_differences(comparison: Comparison) -> None:
         for column in COLUMNS:
             verdicts = correct([_test(row, reference, column) for row, reference in found])
             for (row, reference), verdict in zip(found, verdicts, strict=True):
-                seeds = _common(row, reference)
-                gains = [row.results[s].score(column) - reference.results[s].score(column) for s in seeds]
-                difference = Difference(float(np.mean(gains)), len(seeds), verdict)
-                row.differences.setdefault(against, {})[column] = difference
-                if verdict is None and column == COLUMNS[0]:
-                    comparison.notes.append(
-                        f"{row.pair}, {row.baseline}, {row.variant}: not tested against {against} "
-                        "(no per-query results of both, or fewer than ten test identities)"
-                    )
+                row.differences.setdefault(against, {})[column] = _difference(row, reference, column, verdict)
+    comparison.notes += _untested(comparison)
+
+
+def _difference(row: Row, reference: Row, column: Column, verdict: Verdict | None) -> Difference:
+    seeds = _common(row, reference)
+    gains = [row.results[seed].score(column) - reference.results[seed].score(column) for seed in seeds]
+    return Difference(float(np.mean(gains)), len(seeds), verdict)
+
+
+def _untested(comparison: Comparison) -> list[str]:
+    """Rows that could not be tested, where others could; that none could is a footnote of its own."""
+    column = COLUMNS[0]
+    made = [(row, against, found[column]) for row in comparison.rows for against, found in row.differences.items()]
+    if not any(difference.verdict for _, _, difference in made):
+        return []
+    return [
+        f"{row.pair}, {row.baseline}, {row.variant}: not tested against {against} (no per-query results of both, "
+        f"or fewer than {MIN_IDENTITIES} test identities)"
+        for row, against, difference in made
+        if difference.verdict is None
+    ]
 
 
 def _common(row: Row, reference: Row) -> list[int]:

@@ -7,7 +7,7 @@ import io
 import json
 from typing import Any
 
-from d3still.reporting.comparison import AGAINST, PROTOCOLS, Column, Comparison, Result, Row
+from d3still.reporting.comparison import AGAINST, PROTOCOLS, Column, Comparison, Row
 from d3still.reporting.runs import MEASURES
 
 CSV_HEADER = (
@@ -18,7 +18,7 @@ CSV_HEADER = (
 
 def to_json(comparison: Comparison) -> str:
     """{"runs": [{pair, baseline, variant, seed, precision, AIR, SIR, seconds}, …]}, scores in percent."""
-    runs = [_run(row, seed, row.results[seed]) for row in comparison.rows for seed in row.seeds]
+    runs = [run_entry(row, seed) for row in comparison.rows for seed in row.seeds]
     return json.dumps({"runs": runs}, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -33,7 +33,9 @@ def to_csv(comparison: Comparison) -> str:
     return buffer.getvalue()
 
 
-def _run(row: Row, seed: int, result: Result) -> dict[str, Any]:
+def run_entry(row: Row, seed: int) -> dict[str, Any]:
+    """One run as `to_json` lists it."""
+    result = row.results[seed]
     scores = {protocol: {measure: result.score((protocol, measure)) for measure in MEASURES} for protocol in PROTOCOLS}
     metrics = result.run.metrics
     return {
@@ -50,14 +52,24 @@ def _run(row: Row, seed: int, result: Result) -> dict[str, Any]:
 def _cells(row: Row, column: Column) -> list[Any]:
     mean, deviation = row.summary(column)
     published = (row.published or {}).get(column[1]) if column[0] == "AIR" else None
-    cells = [row.pair, row.baseline, row.variant, *column, len(row.seeds), _number(mean), _number(deviation), published]
+    cells = [
+        row.pair,
+        row.baseline,
+        row.variant,
+        *column,
+        len(row.seeds),
+        number_text(mean),
+        number_text(deviation),
+        published,
+    ]
     for other in AGAINST:
         difference = row.differences.get(other, {}).get(column)
         verdict = None if difference is None else difference.verdict
-        cells.append(_number(None if difference is None else difference.value))
-        cells += [_number(getattr(verdict, name, None)) for name in ("low", "high", "p", "p_holm")]
+        cells.append(number_text(None if difference is None else difference.value))
+        cells += [number_text(getattr(verdict, name, None)) for name in ("low", "high", "p", "p_holm")]
     return cells
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
+    """Six significant digits; empty for no number."""
     return "" if value is None else f"{value:.6g}"

@@ -15,12 +15,16 @@ from d3still.evaluation import RankedLists, evaluate_ranking
 
 
 class Embedded(NamedTuple):
-    """Both sides of a retrieval: samples, and their features (N, D) in the same order."""
+    """Both sides of a retrieval: samples, and their features (N, D) in the same order.
+
+    ``query_size`` is the (height, width) at which the queries' network got them.
+    """
 
     query: list[Sample]
     gallery: list[Sample]
     query_feats: Tensor
     gallery_feats: Tensor
+    query_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Ranking:
 
 def rank(embedded: Embedded, metric: str, exclude_same_camera: bool, topk: int) -> Ranking:
     """Rank the gallery for every query by the rules of `evaluate_ranking`, whose errors it raises."""
-    query, gallery, query_feats, gallery_feats = embedded
+    query, gallery, query_feats, gallery_feats, _ = embedded
     rules = {"metric": metric, "exclude_same_camera": exclude_same_camera}
     result = evaluate_ranking(query_feats, gallery_feats, *_labels(query, gallery), topk=topk, **rules)
     return Ranking(query, gallery, result.ap, result.topk)
@@ -97,7 +101,8 @@ def with_excluded(shown: RankedList, index: int, embedded: Embedded, metric: str
     if not own:
         return shown
     images = [embedded.gallery[i] for i in own]
-    alone = Embedded([query], images, embedded.query_feats[[index]], embedded.gallery_feats[own])
+    feats = embedded.query_feats[[index]], embedded.gallery_feats[own]
+    alone = Embedded([query], images, *feats, embedded.query_size)
     ranked = rank(alone, metric, exclude_same_camera=False, topk=len(own)).of(0)
     direction = -1.0 if metric == "cosine" else 1.0  # sorts best first
     entries = list(shown.entries)

@@ -23,13 +23,14 @@ from d3still.reporting.lists import Entry, RankedList
 logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]
-# Okabe and Ito's green and vermilion, which colour-blind readers tell apart; signs say the same again.
-HIT, MISS, EXCLUDED = "#009e73", "#d55e00", "#8c8c8c"
+# Okabe and Ito's green and Tol's vibrant red, which colour-blind readers tell apart; signs say the same again.
+HIT, MISS, EXCLUDED = "#009e73", "#cc3311", "#8c8c8c"
 TEXT, FAINT, PAPER = "#1a1a1a", "#5a5a5a", "#ffffff"
 FONT = "fonts/ttf/DejaVuSans.ttf"  # in matplotlib's own data
 TITLE_POINTS, POINTS = 15, 12
 LINE = 16  # pixels from one line of text to the next
 GAP, BORDER = 10, 4
+MIN_WIDTH = 480  # pixels, for the headings
 COLUMNS = 10  # gallery images in one line
 GREYED = 0.65  # how far an excluded image is faded to white
 
@@ -76,10 +77,10 @@ def ranked_list_picture(
     Returns:
         (H, W, 3) uint8.
     """
-    layout = _Layout(cell, columns)
+    layout = _Layout(cell, max(1, min(columns, max((len(ranked.entries) for ranked in lists), default=1))))
     heights = [layout.height(len(ranked.entries)) for ranked in lists]
     top = GAP + (2 * LINE if title else 0)
-    width = layout.left + columns * layout.step[0]
+    width = max(MIN_WIDTH, layout.left + layout.columns * layout.step[0])
     sheet = Image.new("RGB", (width, top + sum(heights)), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:

@@ -65,9 +65,10 @@ class Planner:
                 raise UserError(f"{key} is set for each run; use {OWN_SETTINGS[key]} instead")
         self.settings = tuple(settings)
         self._runs: dict[Path, PlannedRun] = {}
+        self._loaded: dict[tuple[Path, tuple[str, ...]], Config] = {}
         self._given: dict[Path, Path] = {}  # folder of an experiment → its file
         for file in self.files:
-            self._given[run_dir(self._load(file, ())).parent.resolve()] = file
+            self._given[run_dir(self._load(file)).parent.resolve()] = file
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -103,22 +104,28 @@ class Planner:
         """
         settings = (*self._settings_for(file), "SOLVER.SEED", str(seed))
         settings += tuple(str(part) for pair in (extra or {}).items() for part in pair)
-        cfg = load_config(file, settings)
+        cfg = self._config(file, settings)
         folder = run_dir(cfg).resolve()
         if folder not in self._runs:
             needs = tuple(self._source(file, cfg, key, seed) for key in WEIGHT_KEYS[stage_of(cfg)])
             self._runs[folder] = PlannedRun(file, settings, cfg, tuple(need for need in needs if need is not None))
         return self._runs[folder]
 
-    def load(self, file: Path, seed: int) -> Config:
-        """A file's config at a seed, with the settings of all."""
-        return self._load(file, ("SOLVER.SEED", str(seed)))
+    def load(self, file: Path, seed: int, more: Sequence[str] = ()) -> Config:
+        """A file's config at a seed, with the settings of all and further ones."""
+        return self._load(file, "SOLVER.SEED", str(seed), *more)
 
-    def _load(self, file: Path, more: tuple[str, ...]) -> Config:
-        return load_config(file, (*self._settings_for(file), *more))
+    def _load(self, file: Path, *more: str) -> Config:
+        return self._config(file, (*self._settings_for(file), *more))
+
+    def _config(self, file: Path, settings: tuple[str, ...]) -> Config:
+        """Each frozen config is read once."""
+        if (file, settings) not in self._loaded:
+            self._loaded[file, settings] = load_config(file, settings)
+        return self._loaded[file, settings]
 
     def _settings_for(self, file: Path) -> tuple[str, ...]:
-        if stage_of(load_config(file)) == 2:
+        if stage_of(self._config(file, ())) == 2:
             return self.settings
         pairs = zip(self.settings[::2], self.settings[1::2], strict=False)
         return tuple(part for pair in pairs if not pair[0].startswith(STAGE_2_SECTIONS) for part in pair)

@@ -81,7 +81,7 @@ def paired_bootstrap(differences: np.ndarray, identities: np.ndarray, resamples:
     )
     means = drawn.bootstrap_distribution
     other_side = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    p = min(1.0, 2 * (1 + other_side) / (1 + resamples))
+    p = min(1.0, 2 * (1 + int(other_side)) / (1 + resamples))
     low, high = drawn.confidence_interval
     return Verdict(float(low), float(high), p, len(names), len(differences))
 

@@ -15,6 +15,11 @@ from tests.tiny import REPOSITORY
 
 RANKS = 50
 TERMS = ("loss", "ce", "triplet", "kd", "logits")
+SIZES = {  # so that these tests do not follow the configs' tuning
+    "INPUT.TEACHER_SIZE_TEST": [64, 64],
+    "INPUT.SIZE_TEST": [64, 64],
+    "INPUT.STUDENT_SIZE_TEST": [32, 32],
+}
 BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
 
 
@@ -38,7 +43,7 @@ def images(folder: Path, identities: int = 30, each: int = 2) -> list[tuple[str,
 
 def config(stage: str, root: Path, seed: int = 2024, **settings: object):
     """The config of one of configs/emoji's files in a log of one's own; settings as ``SECTION__KEY``."""
-    words = {"OUTPUT_DIR.ROOT_PATH": root, "SOLVER.SEED": seed}
+    words = {"OUTPUT_DIR.ROOT_PATH": root, "SOLVER.SEED": seed, **SIZES}
     words |= {key.replace("__", "."): value for key, value in settings.items()}
     return load_config(REPOSITORY / f"configs/emoji/{stage}.yaml", [str(w) for pair in words.items() for w in pair])
 

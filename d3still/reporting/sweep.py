@@ -1,0 +1,208 @@
+"""One hyper-parameter of stage 2 over several values: the plan, the results, their table and figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from d3still.config import Config
+from d3still.errors import UserError
+from d3still.reporting.comparison import COLUMNS, PROTOCOLS, Result, Row, compare
+from d3still.reporting.experiment import BASELINE, SWEEP, baseline_of, pair_of, stage_of
+from d3still.reporting.exports import number_text, run_entry
+from d3still.reporting.plan import PlannedRun, Planner
+from d3still.reporting.runs import MEASURES, read_run
+from d3still.reporting.tables import pair_title
+
+SYMBOLS = {"ACD.ALPHA": "α", "ACD.BETA": "β", "ACD.TEMPERATURE": "τ", "RAHO.GAMMA": "γ", "RAHO.RATIO": "p"}
+BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito
+LOG_FROM = 30  # largest over smallest value from which the axis is logarithmic
+PANEL = (4.0, 3.0)  # inches
+DPI = 150
+
+
+@dataclass(frozen=True, eq=False)
+class SweepPlan:
+    """The runs of a sweep.
+
+    Attributes:
+        key: what is swept.
+        runs: by value and seed.
+        all_runs: with those that have to be there first, in order.
+        folder: of the experiment's sweeps.
+    """
+
+    key: str
+    runs: Mapping[Any, Mapping[int, PlannedRun]]
+    all_runs: Sequence[PlannedRun]
+    folder: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Results of a sweep: a row for each value, in order, and the baseline's where it was run here."""
+
+    key: str
+    rows: Mapping[Any, Row]
+    baseline: Row | None
+
+
+def plan_sweep(
+    file: str | Path, key: str, values: Sequence[str], seeds: Sequence[int], settings: Sequence[str]
+) -> SweepPlan:
+    """Plan stage 2 at each value and seed, with the stages before it.
+
+    A value's run lives in ``EXPERIMENT_NAME/sweep/KEY=VALUE``. The config's own value is the experiment itself,
+    so that sweeps over several keys, and a comparison, share that run.
+
+    Raises:
+        UserError: for a config that is not of stage 2, an unknown key or a value that it cannot have.
+    """
+    planner = Planner([file], settings)
+    (path,) = planner.files
+    runs: dict[Any, dict[int, PlannedRun]] = {}
+    for seed in dict.fromkeys(seeds):
+        own = planner.load(path, seed)
+        if stage_of(own) != 2:
+            raise UserError(f"{path} is not of stage 2 (DISTILLER.TYPE: ACD); a sweep reruns stage 2 only")
+        for text in values:
+            swept = planner.load(path, seed, (key, text))
+            value = value_of(swept, key)
+            name = f"{own.OUTPUT_DIR.EXPERIMENT_NAME}/{SWEEP}/{key}={plain(value)}"
+            extra = {} if value == value_of(own, key) else {key: text, "OUTPUT_DIR.EXPERIMENT_NAME": name}
+            runs.setdefault(value, {})[seed] = planner.add(path, seed, extra)
+    experiment = Path(own.OUTPUT_DIR.ROOT_PATH) / own.OUTPUT_DIR.EXPERIMENT_NAME
+    ordered = sorted(runs, key=lambda value: (isinstance(value, str), value))
+    return SweepPlan(key, {value: runs[value] for value in ordered}, planner.runs, experiment / SWEEP)
+
+
+def value_of(cfg: Config, key: str) -> Any:
+    """A config's value by its full key; lists become tuples."""
+    value: Any = cfg
+    for part in key.split("."):
+        value = value[part]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def plain(value: Any) -> str:
+    """A value in a file's name and on an axis: 3, 0.05, True."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "×".join(map(plain, value)) if isinstance(value, tuple) else str(value)
+
+
+def read_sweep(plan: SweepPlan, usable: set[Path]) -> Sweep:
+    """Results of the planned runs whose folders are usable.
+
+    Raises:
+        UserError: when none is.
+    """
+    rows, needed = {}, set()
+    for value, by_seed in plan.runs.items():
+        results = {}
+        for seed, planned in by_seed.items():
+            if planned.folder in usable:
+                run = read_run(planned.folder)
+                results[seed] = Result(run, run)
+                needed.update(planned.needs)
+        if results:
+            config = next(iter(results.values())).run.config
+            rows[value] = Row(pair_of(config), baseline_of(config), f"{plan.key}={plain(value)}", results)
+    if not rows:
+        raise UserError(f"no run of the sweep over {plan.key} is finished, so there is nothing to draw")
+    earlier = compare(read_run(folder) for folder in sorted(needed) if folder in usable)
+    baseline = next((row for row in earlier.rows if row.variant == BASELINE), None)
+    return Sweep(plan.key, rows, baseline)
+
+
+def sweep_json(sweep: Sweep) -> str:
+    """{"key": …, "runs": [{"value": …, pair, baseline, variant, seed, precision, AIR, SIR, seconds}, …]}."""
+    runs = [
+        {"value": list(value) if isinstance(value, tuple) else value, **run_entry(row, seed)}
+        for value, row in sweep.rows.items()
+        for seed in row.seeds
+    ]
+    reference = [] if sweep.baseline is None else [run_entry(sweep.baseline, seed) for seed in sweep.baseline.seeds]
+    content = {"key": sweep.key, "runs": runs, "baseline_runs": reference}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def sweep_csv(sweep: Sweep) -> str:
+    """A line a value, protocol and measure; percent."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow((sweep.key, "protocol", "measure", "seeds", "mean", "deviation"))
+    for value, row in sweep.rows.items():
+        for column in ((protocol, measure) for protocol in PROTOCOLS for measure in MEASURES):
+            writer.writerow((plain(value), *column, len(row.seeds), *map(number_text, row.summary(column))))
+    return buffer.getvalue()
+
+
+def sweep_text(sweep: Sweep) -> str:
+    """The four measures of each value, for the console."""
+    lines = [f"{sweep.key:>14}" + "".join(f"{' '.join(column):>10}" for column in COLUMNS) + "  seeds"]
+    for name, row in (("baseline", sweep.baseline), *((plain(value), row) for value, row in sweep.rows.items())):
+        if row is not None:
+            means = "".join(f"{row.summary(column)[0]:10.2f}" for column in COLUMNS)
+            lines.append(f"{name:>14}{means}{len(row.seeds):7}")
+    return "\n".join(lines) + "\n"
+
+
+def sweep_figure(sweep: Sweep) -> Figure:
+    """Four panels, AIR mAP, AIR R1, SIR mAP and SIR R1 in percent, against the value.
+
+    Points are means over seeds, bars their sample standard deviation, the dashed line the baseline.
+    """
+    figure = Figure(figsize=(2 * PANEL[0], 2 * PANEL[1]), layout="constrained")
+    values = list(sweep.rows)
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    places = values if numeric else list(range(len(values)))
+    for axes, column in zip(figure.subplots(2, 2).flat, COLUMNS, strict=True):
+        summaries = [row.summary(column) for row in sweep.rows.values()]
+        means = [mean for mean, _ in summaries]
+        bars = [math.nan if deviation is None else deviation for _, deviation in summaries]
+        axes.errorbar(places, means, yerr=bars, marker="o", color=BLUE, capsize=3, label="+ ACD")
+        if sweep.baseline is not None:
+            axes.axhline(sweep.baseline.summary(column)[0], color=ORANGE, linestyle="--", label="baseline")
+        if numeric and min(values) > 0 and max(values) / min(values) >= LOG_FROM:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set_xticks(places, [plain(value) for value in values])
+        axes.set_xlabel(_axis_name(sweep.key))
+        axes.set_ylabel(f"{' '.join(column)} (%)")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    row = next(iter(sweep.rows.values()))
+    seeds = max(len(row.seeds) for row in sweep.rows.values())
+    figure.suptitle(
+        f"{pair_title(row.pair)}, {row.baseline} + ACD, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=10
+    )
+    return figure
+
+
+def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """Save as PNG and PDF; the same figure gives the same files.
+
+    Raises:
+        UserError: when the folder cannot be written to.
+    """
+    paths = [folder / f"{stem}.png", folder / f"{stem}.pdf"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(paths[0], dpi=DPI)
+        figure.savefig(paths[1], metadata={"CreationDate": None})
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
+    return paths
+
+
+def _axis_name(key: str) -> str:
+    return f"{SYMBOLS[key]} ({key})" if key in SYMBOLS else key

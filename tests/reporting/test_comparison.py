@@ -1,0 +1,297 @@
+"""From run folders to a results object: who belongs to whom, and every number in the tables."""
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from d3still.config import load_config
+from d3still.errors import UserError
+from d3still.reporting.comparison import compare
+from d3still.reporting.exports import to_csv, to_json
+from d3still.reporting.pairing import paired_differences, relative_names
+from d3still.reporting.published import published_scores
+from d3still.reporting.runs import find_runs, read_run
+from d3still.reporting.tables import footnotes, tables_of, to_console, to_latex, to_markdown
+from tests.conformance import FOLDER as CONFORMANCE
+from tests.reporting.fabricate import config, make_log, make_run
+from tests.tiny import REPOSITORY
+
+PUBLISHED = json.loads((CONFORMANCE / "published_veri776.json").read_text())["VeRi776"]
+PAIR = "emoji/ResNet18_64x64__ResNet18_32x32"
+CONTROLS = {
+    "finetune": {"ACD__ALPHA": 0, "ACD__BETA": 0, "ROP__KD_WEIGHT": 0},
+    "raho_only": {"ACD__ALPHA": 0, "ACD__BETA": 0},
+    "acd_uniform": {"SOLVER__OPTIMIZER_BUILDER": "Uniform"},
+}
+
+
+def compared(folder):
+    return compare(*find_runs(folder))
+
+
+def add_control(log, queries, name, air, seeds=(2024, 2025)):
+    for seed in seeds:
+        named = {"OUTPUT_DIR__EXPERIMENT_NAME": f"emoji/acd_rop-{name}"}
+        make_run(config("acd_rop", log, seed, **CONTROLS[name], **named), queries, air, 0.69)
+
+
+@pytest.fixture
+def own_log(queries, tmp_path):
+    """A log to change."""
+    return make_log(tmp_path / "log", queries)
+
+
+def test_rows_and_differences(log):
+    comparison = compared(log)
+    assert [(row.pair, row.baseline, row.variant) for row in comparison.rows] == [
+        (PAIR, "ROP", "baseline"),
+        (PAIR, "ROP", "acd"),
+    ]
+    before, after = comparison.rows
+    metrics = {
+        (name, seed): json.loads((log / f"emoji/{name}/seed{seed}/metrics.json").read_text())
+        for name in ("rop", "acd_rop")
+        for seed in (2024, 2025)
+    }
+    for measure in ("mAP", "R1"):
+        old = [metrics["rop", seed]["AIR"][measure] for seed in (2024, 2025)]
+        new = [metrics["acd_rop", seed]["AIR"][measure] for seed in (2024, 2025)]
+        assert before.summary(("AIR", measure)) == pytest.approx((np.mean(old), np.std(old, ddof=1)))
+        difference = after.differences["baseline"]["AIR", measure]
+        assert difference.value == pytest.approx(np.mean(new) - np.mean(old)) and difference.seeds == 2
+        assert difference.significant and difference.verdict.low < difference.value < difference.verdict.high
+    assert after.differences["baseline"]["SIR", "mAP"].value < 0
+    assert not before.differences, "a baseline is compared with nothing"
+
+
+def test_a_baselines_symmetric_result_is_its_gallery_networks(own_log):
+    """Stage 0's own number, though the stage-1 folder says something else."""
+    for seed, value in ((2024, 71.5), (2025, 72.5)):
+        path = own_log / f"emoji/vanilla/seed{seed}/metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["SIR"]["mAP"] = value
+        path.write_text(json.dumps(metrics))
+    before, after = compared(own_log).rows
+    assert before.scores(("SIR", "mAP")) == [71.5, 72.5]
+    assert after.scores(("SIR", "mAP")) != [71.5, 72.5]
+    shutil.rmtree(own_log / "emoji/vanilla")
+    assert compared(own_log).rows[0].scores(("SIR", "mAP")) != [71.5, 72.5], "else the same network's of stage 1"
+
+
+def test_controls_are_told_by_their_settings_and_compared_with(own_log, queries):
+    for name, air in (("finetune", 0.52), ("raho_only", 0.54), ("acd_uniform", 0.53)):
+        add_control(own_log, queries, name, air)
+    comparison = compared(own_log)
+    assert [row.variant for row in comparison.rows] == ["baseline", "acd", "finetune", "acd_uniform", "raho_only"]
+    acd, finetune = comparison.rows[1:3]
+    column = ("AIR", "mAP")
+    over = acd.differences["finetune"][column]
+    assert over.value == pytest.approx(acd.summary(column)[0] - finetune.summary(column)[0])
+    assert set(finetune.differences) == {"baseline"}, "the control is not compared with itself"
+    table = to_console(tables_of(comparison), footnotes(comparison))
+    assert "Δft" in table.splitlines()[1] and "+ fine-tuning only" in table
+
+
+def test_holm_runs_over_the_rows_of_a_column(own_log, queries):
+    for name in CONTROLS:
+        add_control(own_log, queries, name, 0.505)
+    rows = compared(own_log).rows[1:]
+    verdicts = [row.differences["baseline"]["AIR", "mAP"].verdict for row in rows]
+    smallest = min(verdicts, key=lambda verdict: verdict.p)
+    assert smallest.p_holm == pytest.approx(4 * smallest.p), "the smallest of four is multiplied by four"
+    assert all(verdict.p_holm >= verdict.p for verdict in verdicts)
+
+
+def test_a_seed_that_only_one_side_has_gives_no_difference(own_log):
+    shutil.rmtree(own_log / "emoji/rop/seed2025")
+    comparison = compared(own_log)
+    before, after = comparison.rows
+    assert before.seeds == [2024] and after.seeds == [2024, 2025]
+    assert before.summary(("AIR", "mAP"))[1] is None, "no deviation of a single seed"
+    assert "± –" in to_console(tables_of(comparison), [])
+    assert after.differences["baseline"]["AIR", "mAP"].seeds == 1
+    assert any("seed 2025 has no finished baseline" in note for note in comparison.notes)
+
+
+def test_a_log_may_have_moved(own_log, tmp_path):
+    moved = tmp_path / "elsewhere" / "runs"
+    moved.parent.mkdir()
+    shutil.move(own_log, moved)
+    assert [row.variant for row in compared(moved).rows] == ["baseline", "acd"]
+    assert read_run(moved / "emoji/rop/seed2024").root == moved.resolve()
+
+
+def test_data_may_lie_elsewhere_for_one_run(own_log):
+    """Queries are paired by their names below the folder that they share."""
+    path = own_log / "emoji/acd_rop/seed2024/per_query.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["query_paths"] = np.array([f"D:\\data\\{text.rpartition('/')[2]}" for text in arrays["query_paths"]])
+    order = np.arange(len(arrays["query_paths"]))[::-1]
+    for name in ("query_paths", "query_ids", "AIR_ap"):
+        arrays[name] = arrays[name][order]
+    np.savez(path, **arrays)
+    runs = [read_run(own_log / f"emoji/{name}/seed2024") for name in ("acd_rop", "rop")]
+    pairs = paired_differences(*runs, "AIR", "mAP")
+    metrics = [run.metrics["AIR"]["mAP"] for run in runs]
+    assert len(pairs.values) == 60 and pairs.values.mean() == pytest.approx(metrics[0] - metrics[1])
+
+
+def test_names_below_the_common_folder():
+    assert relative_names(["/a/b/x.jpg", "/a/c/x.jpg"]) == ["b/x.jpg", "c/x.jpg"]
+    assert relative_names(["/a/b/x.jpg", "/a/b/y.jpg"]) == ["x.jpg", "y.jpg"]
+    assert relative_names(["x.jpg", "b/y.jpg"]) == ["x.jpg", "b/y.jpg"]
+
+
+def test_queries_without_a_match_count_for_neither(own_log):
+    for name in ("rop", "acd_rop"):
+        path = own_log / f"emoji/{name}/seed2024/per_query.npz"
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays["AIR_ap"][:5], arrays["AIR_first_hit"][:5] = np.nan, 0
+        np.savez(path, **arrays)
+    runs = [read_run(own_log / f"emoji/{name}/seed2024") for name in ("acd_rop", "rop")]
+    for measure in ("mAP", "R1"):
+        assert len(paired_differences(*runs, "AIR", measure).values) == 55
+
+
+def test_without_per_query_results_there_is_a_difference_but_no_test(own_log):
+    for path in own_log.rglob("per_query.npz"):
+        path.unlink()
+    comparison = compared(own_log)
+    assert "Differences are not tested" in "".join(footnotes(comparison)) and not comparison.notes
+    difference = comparison.rows[1].differences["baseline"]["AIR", "mAP"]
+    assert difference.value > 3 and difference.verdict is None and not difference.significant
+    assert "*" not in to_console(tables_of(comparison), [])
+
+
+def test_a_row_that_alone_cannot_be_tested_is_named(own_log, queries):
+    add_control(own_log, queries, "finetune", 0.52)
+    for path in own_log.glob("emoji/acd_rop/*/per_query.npz"):
+        path.unlink()
+    notes = compared(own_log).notes
+    assert [note.partition(": ")[0] for note in notes] == [f"{PAIR}, ROP, acd"] * 2, "against both references"
+
+
+def test_two_experiments_of_one_kind_are_two_rows(own_log, queries):
+    """A user's own variation must not be mixed into + ACD's mean."""
+    named = {"OUTPUT_DIR__EXPERIMENT_NAME": "emoji/acd_rop_gamma.15", "RAHO__GAMMA": 0.15}
+    make_run(config("acd_rop", own_log, 2024, **named), queries, 0.6, 0.6)
+    assert [row.variant for row in compared(own_log).rows] == ["baseline", "acd", "acd (acd_rop_gamma.15)"]
+    named = {"OUTPUT_DIR__EXPERIMENT_NAME": "emoji/rop_long", "SOLVER__MAX_EPOCHS": 99}
+    make_run(config("rop", own_log, 2024, **named), queries, 0.6, 0.7)
+    rows = compared(own_log).rows
+    assert {row.baseline for row in rows} == {"ROP", "ROP (rop_long)"}
+    assert [row.variant for row in rows if row.baseline == "ROP"] == ["baseline", "acd", "acd (acd_rop_gamma.15)"]
+
+
+def test_runs_of_a_sweep_are_no_rows(own_log, queries):
+    named = {"OUTPUT_DIR__EXPERIMENT_NAME": "emoji/acd_rop/sweep/ACD.ALPHA=5", "ACD__ALPHA": 5}
+    make_run(config("acd_rop", own_log, 2024, **named), queries, 0.6, 0.6)
+    assert len(compared(own_log).rows) == 2
+
+
+def test_the_validation_split_is_a_table_of_its_own(own_log, queries):
+    named = {"OUTPUT_DIR__EXPERIMENT_NAME": "emoji/val/rop", "DATASETS__SPLIT": "val"}
+    make_run(config("rop", own_log, 2024, **named), queries, 0.6, 0.7)
+    assert compared(own_log).pairs == [PAIR, PAIR.replace("emoji", "emoji[val]")]
+
+
+def test_differing_precision_is_said(own_log):
+    path = own_log / "emoji/acd_rop/seed2024/metrics.json"
+    path.write_text(path.read_text().replace("float32", "bfloat16"))
+    assert any("bfloat16" in note and "float32" in note for note in compared(own_log).notes)
+
+
+def test_damaged_and_foreign_folders_are_named_and_left_out(own_log):
+    (own_log / "emoji/acd_rop/seed2025/metrics.json").write_text('{"AIR": {"mAP"')
+    (own_log / "emoji/rop/seed2025/config.yaml").write_text("lr: 3\n")
+    comparison = compared(own_log)
+    assert all(row.seeds == [2024] for row in comparison.rows)
+    notes = "\n".join(comparison.notes)
+    assert "acd_rop/seed2025/metrics.json" in notes and "rop/seed2025/config.yaml" in notes
+
+
+def test_no_run_is_an_error_that_says_where(tmp_path):
+    with pytest.raises(UserError, match=f"no finished run below {tmp_path}"):
+        find_runs(tmp_path)
+
+
+def test_a_damaged_npz_is_named(own_log):
+    (own_log / "emoji/acd_rop/seed2025/per_query.npz").write_bytes(b"PK\x03\x04 damaged")
+    with pytest.raises(UserError, match=r"acd_rop/seed2025/per_query.npz is damaged"):
+        compared(own_log)
+
+
+def test_json_is_the_schema(log):
+    runs = json.loads(to_json(compared(log)))["runs"]
+    assert len(runs) == 4
+    for run in runs:
+        assert list(run) == ["pair", "baseline", "variant", "seed", "precision", "AIR", "SIR", "seconds"]
+        for protocol in ("AIR", "SIR"):
+            assert set(run[protocol]) == {"mAP", "mINP", "R1", "R5", "R10"}
+            assert all(0 <= value <= 100 for value in run[protocol].values())
+    assert {(run["variant"], run["seed"]) for run in runs} == {
+        (variant, seed) for variant in ("baseline", "acd") for seed in (2024, 2025)
+    }
+
+
+def test_csv_has_every_measure(log):
+    lines = list(csv.DictReader(io.StringIO(to_csv(compared(log)))))
+    assert len(lines) == 2 * 2 * 5
+    (line,) = [row for row in lines if (row["variant"], row["protocol"], row["measure"]) == ("acd", "AIR", "mAP")]
+    assert float(line["delta_over_baseline"]) > 0 and float(line["p_holm_over_baseline"]) < 0.05
+    assert line["delta_over_finetune"] == ""
+
+
+def test_published_numbers_stand_beside_measured_ones(queries, tmp_path):
+    for folder, pair in (
+        ("", "ResNet101_256x256"),
+        ("ResNet101_IBN_256x256_ResNet18_128x128", "ResNet101_IBN_256x256"),
+    ):
+        log = tmp_path / (folder or "main")
+        for stage, air in (("rop", 0.65), ("acd_rop", 0.67)):
+            file = REPOSITORY / "configs/veri" / folder / f"{stage}.yaml"
+            make_run(load_config(file, ["OUTPUT_DIR.ROOT_PATH", str(log)]), queries, air, 0.8)
+        comparison = compared(log)
+        table = PUBLISHED[f"{pair}__ResNet18_128x128"]["ROP"]
+        assert [row.published for row in comparison.rows] == [table["baseline"], table["ACD"]]
+        text = to_console(tables_of(comparison), footnotes(comparison))
+        assert "published mAP" in text and f"{table['ACD']['mAP']:.2f}" in text and "Published: AIR" in text
+
+
+def test_every_published_pair_and_baseline_is_found():
+    table = PUBLISHED
+    found = [
+        published_scores(f"VeRi776/{pair.replace('_IBN_', '_ibn_a_')}", baseline)
+        for pair, baselines in table.items()
+        for baseline in baselines
+    ]
+    assert len(found) == 24 and all(scores["acd"]["mAP"] > scores["baseline"]["mAP"] for scores in found)
+    assert published_scores("emoji/ResNet18_64x64__ResNet18_32x32", "ROP") is None
+
+
+def test_tables_are_well_formed(log):
+    comparison = compared(log)
+    tables, notes = tables_of(comparison), footnotes(comparison)
+    assert any("paired bootstrap over the 30 test identities" in note and "Holm" in note for note in notes)
+    markdown = to_markdown(tables, notes).splitlines()
+    rows = [line for line in markdown if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1, "every line has the same cells"
+    latex = to_latex(tables, notes)
+    lines = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    columns = latex.split(r"\begin{tabular}{")[1].split("}")[0]
+    assert all(line.count(" & ") == len(columns) - 1 for line in lines)
+    assert r"$\pm$" in latex and latex.count("{") == latex.count("}") and "%" in latex
+
+
+def test_names_cannot_break_a_table(own_log, queries):
+    named = {"OUTPUT_DIR__EXPERIMENT_NAME": "emoji/a|b_50%&<i>", "RAHO__GAMMA": 0.5}
+    make_run(config("acd_rop", own_log, 2024, **named), queries, 0.6, 0.6)
+    tables = tables_of(compared(own_log))
+    assert r"a\|b\_50%&\<i\>" in to_markdown(tables, [])
+    assert r"a|b\_50\%\&$<$i$>$" in to_latex(tables, [])

@@ -1,0 +1,85 @@
+"""Compare baselines with and without ACD: train what is missing, print the table, write the report.
+
+    python tools/compare_net.py configs/emoji/*.yaml --seeds 2024 2025 2026 [KEY VALUE …]
+    python tools/compare_net.py --from log/
+
+Writes table.md, table.tex, table.csv, comparison.json and report.html (docs/reporting.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import _bootstrap
+from _features import embed
+from _training import is_finished, train_in_child
+
+from d3still.config import load_config
+from d3still.engine.events import logging_to
+from d3still.errors import UserError
+from d3still.reporting.comparison import compare
+from d3still.reporting.execute import carry_out, plan_text
+from d3still.reporting.experiment import ACD, BASELINE, VARIANTS
+from d3still.reporting.html.page import SHOWN_QUERIES
+from d3still.reporting.lists import Embedded
+from d3still.reporting.outputs import REPORT, write_comparison
+from d3still.reporting.plan import CONFIG_SUFFIXES, Planner
+from d3still.reporting.runs import CONFIG, Run, find_runs, read_run
+from d3still.reporting.stored import ListStore
+from d3still.reporting.words import is_whole_number, split_words
+
+SOME_FAILED = 1  # exit status when the table lacks runs
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and its KEY VALUE settings, wherever they stand."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="CONFIG", help="config files or folders of them; then KEY VALUE …")
+    parser.add_argument("--seeds", nargs="+", default=["2024"], help="a run of each stage for every seed")
+    parser.add_argument("--variants", nargs="+", default=[BASELINE, ACD], help=f"any of {', '.join(VARIANTS)}")
+    parser.add_argument("--uniform-lr", type=float, help="the rate of acd_uniform (default: BASE_LR · γ)")
+    parser.add_argument("--from", dest="log", help="compare the finished runs below a folder; nothing is trained")
+    parser.add_argument("--out", help="where to write (default: compare/ in the folder of the runs)")
+    parser.add_argument("--queries", type=int, default=SHOWN_QUERIES, help="improved and harmed queries to show each")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and what is finished, and stop")
+    args = parser.parse_intermixed_args()
+    args.configs, settings = split_words(args.words, lambda w: Path(w).is_dir() or w.endswith(CONFIG_SUFFIXES))
+    args.seeds, more = split_words(args.seeds, is_whole_number)
+    args.variants, last = split_words(args.variants, lambda word: "." not in word)
+    if bool(args.configs) == bool(args.log):
+        raise UserError("give either config files or --from FOLDER, the folder that holds the runs")
+    return args, [*settings, *more, *last]
+
+
+def main() -> int:
+    """Train, compare, write; the exit status."""
+    args, settings = parse()
+    with logging_to(None):
+        if args.log:
+            runs, notes = find_runs(Path(args.log))
+            root = Path(args.log)
+        else:
+            planner = Planner(args.configs, settings)
+            planner.add_all([int(seed) for seed in args.seeds], args.variants, args.uniform_lr)
+            if args.dry_run:
+                print(plan_text(planner.runs, is_finished), end="")
+                return 0
+            outcomes = carry_out(planner.runs, train_in_child, is_finished)
+            runs = [read_run(outcome.planned.folder) for outcome in outcomes if outcome.usable]
+            notes = [f"{o.planned.name} {o.state}: {o.reason}" for o in outcomes if not o.usable]
+            root = Path(planner.runs[0].cfg.OUTPUT_DIR.ROOT_PATH)
+
+        def embed_run(run: Run) -> Embedded:
+            cfg = load_config(run.folder / CONFIG, ["OUTPUT_DIR.ROOT_PATH", str(run.root), *settings])
+            return embed(cfg, "AIR")
+
+        out = Path(args.out) if args.out else root / "compare"
+        print(write_comparison(compare(runs, notes), out, ListStore(embed_run), args.queries))
+    print(f"{out / REPORT}")
+    return SOME_FAILED if not args.log and notes else 0
+
+
+if __name__ == "__main__":
+    _bootstrap.run(lambda: sys.exit(main()))

@@ -1,0 +1,73 @@
+"""Rerun stage 2 over values of one key and draw AIR and SIR against it.
+
+    python tools/sweep_net.py --config-file configs/emoji/acd_rop.yaml --over ACD.ALPHA 0 1 2 3 4 5 [KEY VALUE …]
+
+Writes sweep_KEY.png, .pdf, .json and .csv (docs/reporting.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import _bootstrap
+from _training import is_finished, train_in_child
+
+from d3still.engine.events import logging_to
+from d3still.errors import UserError
+from d3still.reporting.execute import carry_out, plan_text
+from d3still.reporting.outputs import write_files
+from d3still.reporting.sweep import (
+    plan_sweep,
+    read_sweep,
+    save_figure,
+    sweep_csv,
+    sweep_figure,
+    sweep_json,
+    sweep_text,
+)
+from d3still.reporting.words import is_key, is_whole_number, split_words
+
+SOME_FAILED = 1  # exit status when values or seeds are missing from the figure
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and its KEY VALUE settings, wherever they stand."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", "--cfg", required=True, help="a stage-2 YAML file")
+    parser.add_argument("--over", nargs="+", required=True, metavar=("KEY", "VALUE"), help="the key and its values")
+    parser.add_argument("--seeds", nargs="+", default=["2024"], help="a run of each value for every seed")
+    parser.add_argument("--out", help="where to write (default: sweep/ in the experiment's folder)")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and what is finished, and stop")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's, for all stages")
+    args = parser.parse_intermixed_args()
+    args.key, *values = args.over
+    args.values, settings = split_words(values, lambda word: not is_key(word))
+    args.seeds, more = split_words(args.seeds, is_whole_number)
+    if not args.values:
+        raise UserError(f"--over {args.key} needs values, e.g. --over ACD.ALPHA 0 1 2 3 4 5")
+    return args, [*args.opts, *settings, *more]
+
+
+def main() -> int:
+    """Train what is missing, draw, write; the exit status."""
+    args, settings = parse()
+    with logging_to(None):
+        plan = plan_sweep(args.config_file, args.key, args.values, [int(seed) for seed in args.seeds], settings)
+        if args.dry_run:
+            print(plan_text(plan.all_runs, is_finished), end="")
+            return 0
+        outcomes = carry_out(plan.all_runs, train_in_child, is_finished)
+        sweep = read_sweep(plan, {outcome.planned.folder for outcome in outcomes if outcome.usable})
+    out = Path(args.out) if args.out else plan.folder
+    stem = f"sweep_{args.key}"
+    paths = save_figure(sweep_figure(sweep), out, stem)
+    write_files(out, {f"{stem}.json": sweep_json(sweep), f"{stem}.csv": sweep_csv(sweep)})
+    print(sweep_text(sweep))
+    print("\n".join(map(str, paths)))
+    return 0 if all(outcome.usable for outcome in outcomes) else SOME_FAILED
+
+
+if __name__ == "__main__":
+    _bootstrap.run(lambda: sys.exit(main()))
