@@ -68,36 +68,38 @@ class BatchMaker(torch.utils.data.Dataset):
         Raises:
             UserError: an image cannot be read and bad images are not skipped.
         """
+        count, positions = len(request.images), [position for position, _ in request.images]
+        draws = [view.draw(self._seed, request.epoch, positions) for view in self._views]
+        moves = [list(zip(d.flips.tolist(), d.shifts.tolist(), strict=True)) for d in draws]
+        pixels = [np.zeros((count, 3, *size), dtype=np.uint8) for size in self._sizes]
+        rows: list[int] = []
+        indices: list[int] = []
         skipped: list[str] = []
-        positions, indices, images = [], [], []
-        for position, index in request.images:
-            found = self._read(index, skipped)
-            if found is not None:
-                positions.append(position)
-                indices.append(found[0])
-                images.append(found[1])
+        for row, (_, wanted) in enumerate(request.images):
+            index, images = self._read(wanted, skipped)
+            if index is None:
+                continue
+            # Each image goes to its place before the next is decoded, while it is still in the cache.
+            for image, target, move in zip(images, pixels, moves, strict=True):
+                flip, (down, right) = move[row]
+                place(image, target[len(rows)], flip, down, right)
+            rows.append(row)
+            indices.append(index)
         skipped = list(dict.fromkeys(skipped))
-        batches = []
-        for number, view in enumerate(self._views):
-            pixels, boxes = self._augment(view, [pair[number] for pair in images], request.epoch, positions)
-            labels = torch.from_numpy(self._labels[indices])
-            batches.append(ImageBatch(pixels, boxes, labels, torch.tensor(indices).long(), skipped))
+        batches = [
+            ImageBatch(
+                pixels=torch.from_numpy(view_pixels[: len(rows)]),
+                erase=torch.from_numpy(draw.boxes[rows]),
+                labels=torch.from_numpy(self._labels[indices]),
+                indices=torch.tensor(indices, dtype=torch.int64),
+                skipped=skipped,
+            )
+            for view_pixels, draw in zip(pixels, draws, strict=True)
+        ]
         return batches[0] if len(batches) == 1 else PairBatch(*batches)
 
-    def _augment(
-        self, view: View, images: list[np.ndarray], epoch: int, positions: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not view.is_random:
-            pixels = np.stack(images) if images else np.zeros((0, 3, *view.size), dtype=np.uint8)
-            return torch.from_numpy(pixels), torch.zeros(len(images), 4, dtype=torch.int64)
-        pixels = np.zeros((len(images), 3, *view.size), dtype=np.uint8)
-        draws = view.draw(self._seed, epoch, positions)
-        choices = zip(images, pixels, draws.flips.tolist(), draws.shifts.tolist(), strict=True)
-        for source, target, flip, (down, right) in choices:
-            place(source, target, flip, down, right)
-        return torch.from_numpy(pixels), torch.from_numpy(draws.boxes)
-
-    def _read(self, index: int, skipped: list[str]) -> tuple[int, list[np.ndarray]] | None:
+    def _read(self, index: int, skipped: list[str]) -> tuple[int | None, list[np.ndarray]]:
+        """The image, or what takes its place, by index and by size; (None, []) where it is left out."""
         for candidate in self._candidates(index):
             try:
                 return candidate, self._source.images(candidate, self._sizes)
@@ -106,7 +108,7 @@ class BatchMaker(torch.utils.data.Dataset):
                     raise
                 skipped.append(self._paths[candidate])
         if self._on_bad == DROP:
-            return None
+            return None, []
         raise UserError(f"none of the {len(self._paths)} images can be read; the first is {self._paths[0]}")
 
     def _candidates(self, index: int) -> Iterator[int]:

@@ -51,11 +51,6 @@ class View:
     erase_prob: float = 0.0
     stream: int = 0
 
-    @property
-    def is_random(self) -> bool:
-        """Whether anything is drawn; test views draw nothing."""
-        return self.padding > 0 or self.flip_prob > 0 or self.erase_prob > 0
-
     def draw(self, seed: int, epoch: int, positions: Sequence[int]) -> Draws:
         """The random choices for the images at these positions of the epoch."""
         numbers = uniforms(seed, epoch, self.stream, positions, _NUMBERS)

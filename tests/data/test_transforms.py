@@ -103,8 +103,7 @@ def test_views_and_epochs_draw_independently():
 
 
 def test_nothing_is_drawn_without_randomness():
-    assert not View((8, 8)).is_random
-    draws = View((8, 8), 0, 0.0, 0.0).draw(0, 0, range(50))
+    draws = View((8, 8)).draw(0, 0, range(50))
     assert not draws.flips.any() and not draws.shifts.any() and not draws.boxes.any()
     always = View((64, 64), 0, 1.0, 1.0).draw(0, 0, range(200))
     assert always.flips.all() and (always.boxes[:, 2] > 0).mean() > 0.99
