@@ -48,7 +48,8 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} holds a single array; save features and ids together by numpy.savez")
             found = {name: _entry(archive, name, path) for name in _NAMES}
