@@ -75,9 +75,12 @@ def main() -> int:
             cfg = load_config(run.folder / CONFIG, ["OUTPUT_DIR.ROOT_PATH", str(run.root), *settings])
             return embed(cfg, "AIR")
 
+        comparison = compare(runs, notes)
+        if not comparison.rows:
+            raise UserError("no run of stage 1 or 2 is finished, so there is nothing to compare")
         out = Path(args.out) if args.out else root / "compare"
-        print(write_comparison(compare(runs, notes), out, ListStore(embed_run), args.queries))
-    print(f"{out / REPORT}")
+        print(write_comparison(comparison, out, ListStore(embed_run), args.queries))
+    print(out / REPORT)
     return SOME_FAILED if not args.log and notes else 0
 
 

@@ -16,12 +16,19 @@
   const hide = () => { tip.hidden = true; };
   const pointOf = (event) => event.target.closest && event.target.closest(".pt");
 
-  document.addEventListener("pointerover", (event) => { const point = pointOf(event); if (point) show(point); else hide(); });
-  document.addEventListener("focusin", (event) => { const point = pointOf(event); if (point) show(point); else hide(); });
-  document.addEventListener("scroll", () => {
-    const point = document.activeElement && document.activeElement.closest(".pt");
-    if (point) show(point); else hide();
-  }, { passive: true, capture: true });
+  // The point under the pointer speaks, else the one that has the focus: scrolling moves the page under a resting
+  // pointer. One that was silenced by Escape stays silent until it is left.
+  let hovered = null, silenced = null;
+  const speaking = () => hovered || document.activeElement.closest(".pt");
+  function update(event) {
+    if (event.type === "pointerover") hovered = pointOf(event);
+    const point = speaking();
+    if (point !== silenced) silenced = null;
+    if (point && !silenced) show(point); else hide();
+  }
+  for (const kind of ["pointerover", "focusin", "scroll"]) {
+    document.addEventListener(kind, update, { passive: true, capture: true });
+  }
 
   // A chart is one stop of the tab key; arrows go from point to point within it.
   for (const chart of document.querySelectorAll(".chart")) {
@@ -29,9 +36,10 @@
     if (first) first.setAttribute("tabindex", "0");
   }
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") { hide(); return; }
+    if (event.key === "Escape") { silenced = speaking(); hide(); return; }
     const point = pointOf(event);
     if (!point) return;
+    hovered = null;
     const all = points(point.closest(".chart")), now = all.indexOf(point);
     const next = { ArrowRight: now + 1, ArrowDown: now + 1, ArrowLeft: now - 1, ArrowUp: now - 1, Home: 0, End: all.length - 1 }[event.key];
     if (next === undefined) return;

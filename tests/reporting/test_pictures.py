@@ -1,0 +1,110 @@
+"""The picture of ranked lists: frames by what an entry is, the query at the network's own pixels."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d3still.data import Sample, read_image
+from d3still.data.transforms import resize
+from d3still.reporting.lists import Entry, RankedList
+from d3still.reporting.pictures import BORDER, EXCLUDED, HIT, MISS, network_view, ranked_list_picture, thumbnail
+
+MIN_FRAME = 50  # pixels of a frame's edge; text in the frames' colours is shorter
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size in (("query", (40, 20, 3)), ("wide", (30, 60, 3)), ("tall", (64, 16, 3))):
+        Image.fromarray(rng.integers(0, 256, size).astype(np.uint8)).save(tmp_path / f"{name}.png")
+    return {path.stem: str(path) for path in tmp_path.iterdir()}
+
+
+def ranked(files, *kinds):
+    entries, rank = [], 0
+    for kind in kinds:
+        rank += kind != "excluded"
+        sample = Sample(files["wide"], 1 if kind != "miss" else 2, 1)
+        entries.append(Entry(sample, 0.5, kind != "miss", None if kind == "excluded" else rank))
+    return RankedList(Sample(files["query"], 1, 0), 0.25, tuple(entries))
+
+
+def rgb(colour):
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def frames(picture):
+    """Kinds of the frames from left to right, along the row of pixels where the first frames begin."""
+    kinds = {rgb(HIT): "hit", rgb(MISS): "miss", rgb(EXCLUDED): "excluded"}
+    for row in picture:
+        found = [kinds.get(tuple(pixel)) for pixel in row.tolist()]
+        if sum(kind is not None for kind in found) > MIN_FRAME:
+            return [kind for kind, _ in itertools.groupby(found) if kind is not None]
+    return []
+
+
+def test_frames_tell_hits_misses_and_excluded(files):
+    picture = ranked_list_picture([ranked(files, "excluded", "hit", "miss", "hit")], (16, 8))
+    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    assert frames(picture) == ["excluded", "hit", "miss", "hit"]
+
+
+def test_the_query_is_shown_at_the_networks_pixels(files):
+    """Every pixel of the network's input is a square of six by six, 96 // 16, without smoothing."""
+    sample = Sample(files["query"], 1, 0)
+    pixels = resize(read_image(files["query"]), (16, 8))
+    assert (network_view(sample, (16, 8)) == pixels).all()
+    picture = ranked_list_picture([ranked(files, "hit")], (16, 8))
+    enlarged = pixels.permute(1, 2, 0).numpy().repeat(6, axis=0).repeat(6, axis=1)
+    height, width, _ = enlarged.shape
+    windows = np.lib.stride_tricks.sliding_window_view(picture[..., 0], (height, width))
+    places = np.argwhere((windows == enlarged[..., 0]).all(axis=(2, 3)))
+    assert len(places) == 1
+    top, left = places[0]
+    assert (picture[top : top + height, left : left + width] == enlarged).all()
+
+
+def test_an_excluded_image_is_greyed(files):
+    """Inside its frame hardly any colour is left, while a hit keeps its own."""
+
+    def colourful(kind):
+        picture = ranked_list_picture([ranked(files, kind)], (16, 8)).astype(int)
+        inside = picture[:, 150:240]
+        return (inside.max(axis=2) - inside.min(axis=2)).mean()
+
+    assert colourful("excluded") < 0.5 * colourful("hit")
+
+
+def test_proportions_are_kept_and_boxes_used(files):
+    assert tuple(thumbnail(Sample(files["tall"], 1, 0), 32).shape) == (3, 32, 8)
+    assert tuple(thumbnail(Sample(files["wide"], 1, 0), 30).shape) == (3, 15, 30)
+    assert tuple(thumbnail(Sample(files["wide"], 1, 0, box=(0, 0, 10, 20)), 20).shape) == (3, 20, 10)
+
+
+def test_lists_stand_below_each_other_and_wrap(files):
+    one = ranked_list_picture([ranked(files, *["hit"] * 10)], (16, 8))
+    two = ranked_list_picture([ranked(files, *["hit"] * 10)] * 2, (16, 8))
+    wrapped = ranked_list_picture([ranked(files, *["hit"] * 11)], (16, 8))
+    assert one.shape[1] == two.shape[1] == wrapped.shape[1]
+    assert one.shape[0] < wrapped.shape[0] < two.shape[0]
+
+
+def test_what_cannot_be_read_leaves_an_empty_frame(files, tmp_path, caplog):
+    lost = Sample(str(tmp_path / "lost.png"), 1, 0)
+    shown = RankedList(lost, float("nan"), (Entry(lost, 0.1, False, 1),))
+    with caplog.at_level("WARNING", logger="d3still"):
+        picture = ranked_list_picture([shown], (16, 8))
+    assert frames(picture) == ["miss"] and "lost.png" in caplog.text
+
+
+def test_any_name_size_and_length_can_be_drawn(tmp_path):
+    """A name of 200 letters with an emoji and a broken byte, a query larger than its cell, an empty list."""
+    path = tmp_path / ("ü😀" + "x" * 190 + ".png")
+    Image.new("RGB", (300, 200)).save(path)
+    sample = Sample(str(path), 1, 0)
+    for size in ((256, 128), (1, 1), (97, 97)):
+        picture = ranked_list_picture([RankedList(sample, 0.5, ())], size, title="a\nb\udcff")
+        assert picture.shape[0] > 100 + 2 * BORDER
+    assert ranked_list_picture([], (16, 8)).size
