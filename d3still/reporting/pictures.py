@@ -18,7 +18,8 @@ from torch.nn.functional import interpolate
 from d3still.data import ImageError, Sample, read_image
 from d3still.data.image import crop
 from d3still.data.transforms import resize
-from d3still.reporting.lists import Entry, RankedList
+from d3still.evaluation import RankingResult
+from d3still.reporting.lists import Entry, RankedList, Ranking, worst
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ LINE = 16  # pixels from one line of text to the next
 GAP, BORDER = 10, 4
 MIN_WIDTH = 480  # pixels, for the headings
 COLUMNS = 10  # gallery images in one line
+WORST = 4  # queries in a picture of the worst
 GREYED = 0.65  # how far an excluded image is faded to white
 
 
@@ -89,6 +91,25 @@ def ranked_list_picture(
         _draw_list(sheet, draw, ranked, top, query_size, layout)
         top += height
     return np.asarray(sheet).copy()
+
+
+def worst_queries_picture(
+    query: Sequence[Sample],
+    gallery: Sequence[Sample],
+    result: RankingResult,
+    query_size: Size,
+    count: int = WORST,
+) -> np.ndarray:
+    """The queries of lowest AP with their lists, as an evaluation can show them: (H, W, 3) uint8.
+
+    Args:
+        query, gallery: the images that were ranked, in order.
+        result: of `evaluate_ranking` with ``topk`` above 0.
+        query_size: (height, width) at which the queries were embedded.
+        count: how many queries.
+    """
+    ranking = Ranking(query, gallery, result.ap, result.topk)
+    return ranked_list_picture([ranking.of(i) for i in worst(result.ap, count)], query_size)
 
 
 def network_view(sample: Sample, size: Size) -> torch.Tensor:
