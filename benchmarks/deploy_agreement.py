@@ -50,7 +50,7 @@ class Agreement:
         return all(gap <= NEAR for gap in self.gaps)
 
 
-def agreement(run: Path, folder: Path) -> Agreement:
+def agreement(run: Path, folder: Path, fixed_size: bool = False) -> Agreement:
     """Compare a finished run with its deployed form, whose files go to ``folder``."""
     weights = run / "last.pth"
     gallery = Embedder.from_checkpoint(weights, "gallery")
@@ -66,7 +66,7 @@ def agreement(run: Path, folder: Path) -> Agreement:
     if [sample.path for sample in dataset.query] != paths:
         other = f"its queries are not those of {data['NAMES']} in {data['ROOT_DIR']}"
         raise UserError(f"{run}: {other}; start this where the run was started")
-    exported = export_network(weights, part, out=folder / "query.onnx")
+    exported = export_network(weights, part, out=folder / "query.onnx", fixed_size=fixed_size)
     index_file = IndexBuilder(gallery, folder / "gallery.index").build(dataset.gallery)
     index = GalleryIndex.load(index_file)
     query = Embedder.from_checkpoint(exported.path, part)

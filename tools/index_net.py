@@ -26,11 +26,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    build, add = (commands.add_parser(name, help=text) for name, text in (
-        ("build", "embed a gallery; started again after a kill, it goes on"),
-        ("add", "append images that the index does not hold yet"),
-    ))  # fmt: skip
+    build = commands.add_parser("build", help="embed a gallery; started again after a kill, it goes on")
     search = commands.add_parser("search", help="the best gallery images for each query image")
+    add = commands.add_parser("add", help="append images that the index does not hold yet")
     info = commands.add_parser("info", help="what an index says about itself")
     for command, part in ((build, "gallery"), (add, "gallery"), (search, None)):
         command.add_argument("--weights", required=True, help="a run's last.pth, an export, or a published file")

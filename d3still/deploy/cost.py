@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from d3still.deploy.description import PARTS
+from d3still.deploy.description import CLASSIFIER, PARTS
 from d3still.deploy.network_files import open_networks
 from d3still.modeling import RetrievalModel
 
@@ -47,7 +47,8 @@ def measure_cost(network: RetrievalModel, size: tuple[int, int]) -> Cost:
     """Cost of embedding one image with ``network``, which is on the CPU and in eval mode."""
     image = torch.zeros(1, 3, *size).contiguous(memory_format=torch.channels_last)
     network = network.to(memory_format=torch.channels_last)
-    numbers = {key: value.numel() for key, value in network.state_dict().items() if "classifier" not in key}
+    state = network.state_dict()
+    numbers = {key: state[key].numel() for key in state if state[key].is_floating_point() and key != CLASSIFIER}
     learned = {key for key, _ in network.named_parameters()}
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:

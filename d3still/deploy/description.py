@@ -19,7 +19,7 @@ SHORT = 12  # hexadecimal digits of a hash that messages show
 
 _STAGE_0 = "NONE"
 _ACD = "ACD"
-_CLASSIFIER = "fc.classifier.weight"  # plays no part in the embedding
+CLASSIFIER = "fc.classifier.weight"  # plays no part in the embedding
 #: Entries of published files that carry no weights: counters, and tables that follow from the architecture.
 _NO_WEIGHTS = ("num_batches_tracked", "relative_coords_table", "relative_position_index", "attn_mask")
 
@@ -131,7 +131,7 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for key in sorted(state):
-        if key == _CLASSIFIER or key.endswith(_NO_WEIGHTS):
+        if key == CLASSIFIER or key.endswith(_NO_WEIGHTS):
             continue
         value = state[key].detach().cpu().to(torch.float32).contiguous()
         digest.update(f"{key} {tuple(value.shape)}\n".encode())

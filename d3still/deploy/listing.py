@@ -52,9 +52,12 @@ def list_images(images: str | Path | Iterable[Any]) -> list[GalleryImage]:
         if not listed:
             raise UserError("there is no image to index")
     seen: set[tuple[str, Box | None]] = set()
+    source = images if isinstance(images, str | Path) else "the list"
     for image in listed:
+        if "\0" in image.path:
+            raise UserError(f"{source}: holds a name that no file can have: {image.path!r}")
         if (image.path, image.box) in seen:
-            raise UserError(f"{images if isinstance(images, str | Path) else 'the list'}: {image.path} is listed twice")
+            raise UserError(f"{source}: {image.path} is listed twice")
         seen.add((image.path, image.box))
     return listed
 

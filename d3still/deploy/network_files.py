@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from d3still.deploy.description import PARTS, Description, describe, weights_hash
+from d3still.deploy.description import CLASSIFIER, PARTS, Description, describe, weights_hash
 from d3still.deploy.extras import require
 from d3still.errors import UserError
 from d3still.modeling import RetrievalModel, build_model, load_weights, read_weights
@@ -20,7 +20,6 @@ from d3still.modeling.head import FEATURE_WIDTH
 SAFETENSORS, ONNX = ".safetensors", ".onnx"
 METADATA_KEY = "d3still"
 """Under this key exported files carry their description, as JSON."""
-_CLASSIFIER = "fc.classifier.weight"
 
 
 def open_network(
@@ -56,7 +55,7 @@ def open_networks(
 
 
 def _build(path: Path, state: dict[str, Tensor], description: Description) -> RetrievalModel:
-    classes = len(state[_CLASSIFIER]) if _CLASSIFIER in state else 1
+    classes = len(state[CLASSIFIER]) if CLASSIFIER in state else 1
     try:
         model = build_model(description.network, classes, description.last_stride)
     except UserError as error:

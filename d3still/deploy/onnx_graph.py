@@ -25,6 +25,7 @@ TOLERANCE = 1e-4  # largest difference of any number of an L2-normalised feature
 OTHER_SIZE = (1.25, 0.75)  # a dynamic graph is also checked at this share of its height and width
 SMALLEST_SIDE = 32  # a side for which every backbone's last map still has a pixel
 _EXAMPLE_BATCH = 2  # the exporter takes a batch of one for a constant
+_EXAMPLE_SIZE = (96, 128)  # and so a last map of one pixel, which a small image would give
 _EXPORTER_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -42,7 +43,7 @@ def onnx_bytes(graph: EmbeddingGraph, description: Description, fixed_size: bool
     fixed = fixed_size or isinstance(graph.network, SwinModel)
     axes = {0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"}
     name = "pixels" if graph.normalize else "images"
-    example = _example(graph, _EXAMPLE_BATCH, description.size)
+    example = _example(graph, _EXAMPLE_BATCH, description.size if fixed else _EXAMPLE_SIZE)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, which no user can mend
         program = torch.onnx.export(

@@ -1,0 +1,26 @@
+"""Fixtures of the deployment tests."""
+
+import pytest
+
+from d3still.deploy import export_network
+from tests.deploy.small import save_pictures, save_run
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """The last.pth of a stage-2 run with small networks."""
+    return save_run(tmp_path_factory.mktemp("run") / "last.pth")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of 40 pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    save_pictures(folder, 40)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(run, tmp_path_factory):
+    """The run's query network as ONNX."""
+    return export_network(run, "query", "onnx", tmp_path_factory.mktemp("onnx") / "query.onnx")
