@@ -8,6 +8,20 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/demo.py
 
+# What `make demo` trained, made searchable: export, index, search, and whether it answers as the evaluator does.
+DEMO_RUN := log/demo/emoji/acd_rop/seed2024
+SEARCH := log/demo/search
+QUERIES := $(addprefix datasets/emoji/images/,1f405_c002_twemoji.webp 1f407_c005_fluent-emoji-flat.webp \
+	1f438_c004_emojione.webp 1f3b8_c001_noto-v1.webp 1f60d_c001_noto.webp)
+
+search-demo: $(VENV)/.deploy
+	@test -f $(DEMO_RUN)/last.pth || { echo "there is no $(DEMO_RUN)/last.pth yet: run make demo first"; exit 2; }
+	$(BIN)/python tools/export_net.py --weights $(DEMO_RUN)/last.pth --part query --out $(SEARCH)/query.onnx
+	$(BIN)/python tools/index_net.py build --weights $(DEMO_RUN)/last.pth --out $(SEARCH)/gallery.index --overwrite
+	$(BIN)/python tools/index_net.py search --weights $(SEARCH)/query.onnx --index $(SEARCH)/gallery.index \
+		--topk 5 --html $(SEARCH)/answers.html $(QUERIES)
+	$(BIN)/python benchmarks/deploy_agreement.py --run $(DEMO_RUN)
+
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not slow"
@@ -23,7 +37,11 @@ $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/.deploy: requirements-deploy.txt $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-deploy.txt
+	touch $@
+
+$(VENV)/.dev: requirements.txt requirements-dev.txt requirements-deploy.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

@@ -23,6 +23,7 @@ from d3still.modeling.swin import SwinModel
 CHECK_BATCHES = (1, 3, 14)
 TOLERANCE = 1e-4  # largest difference of any number of an L2-normalised feature
 OTHER_SIZE = (1.25, 0.75)  # a dynamic graph is also checked at this share of its height and width
+OLDEST_TORCH = (2, 6)  # the first whose exporter takes dynamic shapes
 SMALLEST_SIDE = 32  # a side for which every backbone's last map still has a pixel
 _EXAMPLE_BATCH = 2  # the exporter takes a batch of one for a constant
 _EXAMPLE_SIZE = (96, 128)  # and so a last map of one pixel, which a small image would give
@@ -36,10 +37,13 @@ def onnx_bytes(graph: EmbeddingGraph, description: Description, fixed_size: bool
     masks are made for one size.
 
     Raises:
-        UserError: when onnx or onnxscript is not installed.
+        UserError: when onnx or onnxscript is not installed, or PyTorch is too old.
     """
     for module in ("onnx", "onnxscript"):
         require(module, "exporting to ONNX")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        wanted = ".".join(map(str, OLDEST_TORCH))
+        raise UserError(f"exporting to ONNX needs PyTorch {wanted} or later, not {torch.__version__}; update it")
     fixed = fixed_size or isinstance(graph.network, SwinModel)
     axes = {0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"}
     name = "pixels" if graph.normalize else "images"
