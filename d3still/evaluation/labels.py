@@ -22,6 +22,13 @@ def spans(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return owner, np.arange(len(owner)) + shift[owner]
 
 
+def row_starts(rows: np.ndarray) -> np.ndarray:
+    """Where each run of equal numbers begins."""
+    if len(rows) == 0:
+        return np.zeros(0, dtype=np.int64)
+    return np.append(0, np.flatnonzero(rows[1:] != rows[:-1]) + 1)
+
+
 @dataclass(frozen=True)
 class Matches:
     """The gallery without junk, sorted by identity and camera, and each query's place in it.

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from d3still.evaluation.counting import count_at_least
-from d3still.evaluation.labels import Matches
+from d3still.evaluation.labels import Matches, row_starts
 from d3still.evaluation.results import Measures, measure
 from d3still.evaluation.similarity import Similarity
 
 _BLOCK = 1 << 25  # float32 scores held at once: 128 MiB
 _DOUBLE_BLOCK = 1 << 22  # double scores held at once; sorting takes several times their 32 MiB
-_GROUP = 1 << 20  # scores that one worker counts at a time: small enough for the cache
+_GROUP = 5 << 17  # scores that one worker counts at a time: enough to outweigh the calls, few enough for the cache
 _MOST_WORKERS = 16  # bounds their memory, some 20 MiB each
 _SAMPLE = (61, 509)  # queries and gallery images on which rounding is measured; odd, to meet every kernel
 _SAMPLE_HITS = 4  # right answers of each sampled query among these images
@@ -64,8 +64,7 @@ def _sorted_counts(
     order = matches.gallery_order
     block = scores.score_rows(queries, order)
     slack = torch.from_numpy(scores.slack(queries[rows], order[columns])).to(block)
-    first = np.flatnonzero(np.diff(rows, prepend=-1))
-    slot = np.arange(len(rows)) - np.repeat(first, np.diff(first, append=len(rows)))
+    slot = np.arange(len(rows)) - np.searchsorted(rows, rows)
     row, column, slot = (torch.from_numpy(index).to(block.device) for index in (rows, columns, slot))
     level = block.new_full((len(queries), int(matches.num_hits[queries].max())), torch.inf)
     level[row, slot] = block[row, column] - slack
@@ -114,8 +113,7 @@ def rounding_error(similarity: Similarity, matches: Matches, queries: np.ndarray
     """
     picked = queries[_evenly(len(queries), _SAMPLE[0])]
     rows, hits = matches.hits(picked)
-    first = np.flatnonzero(np.diff(rows, prepend=-1))
-    hits = np.concatenate([hits[at : at + _SAMPLE_HITS] for at in first])
+    hits = np.concatenate([hits[at : at + _SAMPLE_HITS] for at in row_starts(rows)])
     columns = np.append(hits, _evenly(len(gallery), max(1, _SAMPLE[1] - len(hits))))
     single = similarity.query_rows(picked, torch.float32).numpy() @ gallery[columns].T
     images = matches.gallery_order[columns]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from d3still.evaluation.labels import row_starts
+
 _PERCENT = 100.0
 _COUNT_BITS = 40  # room for a gallery index below a row number in one int64 sort key
 
@@ -95,8 +97,8 @@ def measure(rows: np.ndarray, misses_before: np.ndarray) -> Measures:
     matter: which of two equally good hits comes first does not.
     """
     key = np.sort((rows << _COUNT_BITS) + misses_before)
-    start = np.flatnonzero(np.diff(rows, prepend=-1))
-    hits = np.diff(start, append=len(rows))
+    start = row_starts(rows)
+    hits = np.diff(np.append(start, len(rows)))
     nth = np.arange(1, len(rows) + 1) - np.repeat(start, hits)
     rank = nth + (key & ((1 << _COUNT_BITS) - 1))
     last = start + hits - 1
