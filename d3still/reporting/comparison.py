@@ -5,94 +5,20 @@ Tables, JSON, figures and the report all follow from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from d3still.reporting.experiment import ACD, BASELINE, FINETUNE, VARIANTS
+from d3still.reporting.experiment import ACD, BASELINE, VARIANTS
+from d3still.reporting.fairness import fairness_notes
 from d3still.reporting.families import Family, group
 from d3still.reporting.pairing import paired_differences
 from d3still.reporting.published import published_scores
+from d3still.reporting.rows import AGAINST, COLUMNS, Column, Difference, Result, Row
 from d3still.reporting.runs import Run
-from d3still.reporting.statistics import MIN_IDENTITIES, Verdict, correct, mean_and_deviation, paired_bootstrap
-
-PROTOCOLS = ("AIR", "SIR")
-COLUMNS = (("AIR", "mAP"), ("AIR", "R1"), ("SIR", "mAP"), ("SIR", "R1"))  # what the published tables show
-Column = tuple[str, str]  # (protocol, measure)
-AGAINST = (BASELINE, FINETUNE)  # what a row's differences are taken over
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """One experiment at one seed.
-
-    Attributes:
-        run: the run.
-        symmetric: the run whose SIR counts: of a baseline its stage-0 gallery's, since stage 1 freezes that.
-    """
-
-    run: Run
-    symmetric: Run
-
-    def source(self, protocol: str) -> Run:
-        """The run that a protocol's numbers come from."""
-        return self.run if protocol == "AIR" else self.symmetric
-
-    def score(self, column: Column) -> float:
-        """A measure in percent."""
-        protocol, measure = column
-        return float(self.source(protocol).metrics[protocol][measure])
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A row's mean difference over another row, over the seeds that both have, in percentage points.
-
-    ``verdict`` is None where it could not be tested: no per-query results, or too few identities.
-    """
-
-    value: float
-    seeds: int
-    verdict: Verdict | None = None
-
-    @property
-    def significant(self) -> bool:
-        """Whether the test says so."""
-        return self.verdict is not None and self.verdict.significant
-
-
-@dataclass(eq=False)
-class Row:
-    """One line of a table: a baseline, or a variant on top of it.
-
-    Attributes:
-        pair, baseline, variant: what the line is; ``variant`` is one of `VARIANTS` or a config's own name.
-        results: by seed.
-        differences: over the baseline and over the finetune control, by column; empty where there is none.
-        published: mAP and R1 (AIR, percent) of the paper; None where it has none.
-    """
-
-    pair: str
-    baseline: str
-    variant: str
-    results: Mapping[int, Result]
-    differences: dict[str, dict[Column, Difference]] = field(default_factory=dict)
-    published: Mapping[str, float] | None = None
-
-    @property
-    def seeds(self) -> list[int]:
-        """Seeds that are finished, in order."""
-        return sorted(self.results)
-
-    def scores(self, column: Column) -> list[float]:
-        """A measure of each seed, in percent."""
-        return [self.results[seed].score(column) for seed in self.seeds]
-
-    def summary(self, column: Column) -> tuple[float, float | None]:
-        """Mean and sample standard deviation over seeds, in percent."""
-        return mean_and_deviation(self.scores(column))
+from d3still.reporting.statistics import MIN_IDENTITIES, Verdict, correct, paired_bootstrap
 
 
 @dataclass(eq=False)
@@ -138,7 +64,7 @@ def compare(runs: Iterable[Run], notes: Sequence[str] = ()) -> Comparison:
     for family in group(list(runs)):
         comparison.rows += _rows(family)
     _add_differences(comparison)
-    comparison.notes += _precision_notes(comparison)
+    comparison.notes += fairness_notes(comparison.rows)
     return comparison
 
 
@@ -207,21 +133,3 @@ def _test(row: Row, reference: Row, column: Column) -> Verdict | None:
     if not parts:
         return None
     return paired_bootstrap(np.concatenate([p.values for p in parts]), np.concatenate([p.identities for p in parts]))
-
-
-def _precision_notes(comparison: Comparison) -> list[str]:
-    """Runs that are compared should have been computed alike."""
-    notes = []
-    for row in comparison.rows:
-        reference = comparison.find(row.pair, row.baseline, BASELINE)
-        for seed in row.seeds if reference is not None and reference is not row else ():
-            if seed not in reference.results:
-                notes.append(f"{row.pair}, {row.baseline}, {row.variant}: seed {seed} has no finished baseline")
-                continue
-            one, other = row.results[seed].run.metrics, reference.results[seed].run.metrics
-            if one.get("precision") != other.get("precision"):
-                notes.append(
-                    f"{row.pair}, {row.baseline}, seed {seed}: {row.variant} was trained in {one.get('precision')}, "
-                    f"the baseline in {other.get('precision')}"
-                )
-    return notes

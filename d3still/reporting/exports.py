@@ -7,7 +7,8 @@ import io
 import json
 from typing import Any
 
-from d3still.reporting.comparison import AGAINST, PROTOCOLS, Column, Comparison, Row
+from d3still.reporting.comparison import Comparison
+from d3still.reporting.rows import AGAINST, PROTOCOLS, Column, Row
 from d3still.reporting.runs import MEASURES
 
 CSV_HEADER = (

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
 from d3still.reporting.experiment import BASELINE, baseline_of, pair_of, variant_of
 from d3still.reporting.runs import Run
 
-T = TypeVar("T", bound=Hashable)
+T = TypeVar("T")
+FamilyKey = tuple[str, str, "Path | None"]  # pair, baseline, the stage-1 experiment's folder
 
 
 @dataclass
@@ -20,6 +22,7 @@ class Family:
     Attributes:
         pair: dataset and networks.
         baseline_name: the baseline's registered name.
+        experiment: folder of the stage-1 experiment; None where it is not among the runs.
         label: that name, with the experiment's where two experiments share it.
         variants: variant → seed → run.
         galleries: seed → the stage-0 run of the baseline's gallery network.
@@ -27,7 +30,7 @@ class Family:
 
     pair: str
     baseline_name: str
-    experiment: str
+    experiment: Path | None
     label: str = ""
     variants: dict[str, dict[int, Run]] = field(default_factory=dict)
     galleries: dict[int, Run] = field(default_factory=dict)
@@ -40,8 +43,8 @@ def group(runs: list[Run]) -> list[Family]:
     the only baseline experiment of its pair and baseline.
     """
     by_folder = {run.folder.resolve(): run for run in runs}
-    families: dict[tuple[str, str, str], Family] = {}
-    members: dict[tuple[str, str, str], list[Run]] = {}
+    families: dict[FamilyKey, Family] = {}
+    members: dict[FamilyKey, list[Run]] = {}
     for run in runs:
         if run.stage > 0:
             key = _family_key(run, by_folder, runs)
@@ -57,16 +60,21 @@ def group(runs: list[Run]) -> list[Family]:
     return list(families.values())
 
 
-def _family_key(run: Run, by_folder: dict[Path, Run], runs: list[Run]) -> tuple[str, str, str]:
+def _family_key(run: Run, by_folder: dict[Path, Run], runs: list[Run]) -> FamilyKey:
     names = pair_of(run.config), baseline_of(run.config)
     if run.stage == 1:
-        return *names, run.experiment
+        return *names, _experiment(run)
     source = _of_weights(run, "STUDENT_PRETRAIN_PATH", by_folder)
     if source is not None and source.stage == 1:
-        return *names, source.experiment
+        return *names, _experiment(source)
     baselines = (other for other in runs if other.stage == 1)
-    experiments = {o.experiment for o in baselines if (pair_of(o.config), baseline_of(o.config)) == names}
-    return *names, experiments.pop() if len(experiments) == 1 else ""
+    experiments = {_experiment(o) for o in baselines if (pair_of(o.config), baseline_of(o.config)) == names}
+    return *names, experiments.pop() if len(experiments) == 1 else None
+
+
+def _experiment(run: Run) -> Path:
+    """The folder that holds an experiment's seeds: two logs may hold experiments of one name."""
+    return run.folder.resolve().parent
 
 
 def _of_weights(run: Run, key: str, by_folder: dict[Path, Run]) -> Run | None:
@@ -76,7 +84,7 @@ def _of_weights(run: Run, key: str, by_folder: dict[Path, Run]) -> Run | None:
 
 def _named(runs: list[Run]) -> dict[str, dict[int, Run]]:
     """Variant → seed → run; of several experiments that are the same variant all but one add their own name."""
-    by_experiment = _collect(runs, lambda run: run.experiment)
+    by_experiment = _collect(runs, _experiment)
     kinds = {experiment: variant_of(members[0].config) for experiment, members in by_experiment.items()}
     names = _told_apart(kinds)
     return {names[name]: {run.seed: run for run in members} for name, members in by_experiment.items()}
@@ -89,12 +97,17 @@ def _label(families: Iterable[Family]) -> None:
             family.label = labels[family.experiment]
 
 
-def _told_apart(kinds: Mapping[str, str]) -> dict[str, str]:
-    """Experiment → its kind, made unique: the shortest experiment name of a kind keeps it, others add theirs."""
-    names: dict[str, str] = {}
-    for experiment in sorted(kinds, key=lambda name: (len(name), name)):
-        kind = kinds[experiment]
-        names[experiment] = f"{kind} ({PurePosixPath(experiment).name})" if kind in names.values() else kind
+def _told_apart(kinds: Mapping[Path | None, str]) -> dict[Path | None, str]:
+    """Experiment → its kind, made unique: the shortest path of a kind keeps it, others add their own end."""
+    names: dict[Path | None, str] = {}
+    for kind, experiments in _collect(kinds, lambda experiment: kinds[experiment]).items():
+        first, *others = sorted(experiments, key=lambda path: (path is None, len(str(path)), str(path)))
+        names[first] = kind
+        shared = os.path.commonpath([path.parent for path in experiments if path is not None] or [""])
+        for path in others:
+            names[path] = (
+                f"{kind} ({'its baseline is missing' if path is None else path.relative_to(shared).as_posix()})"
+            )
     return names
 
 

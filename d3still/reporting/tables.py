@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from d3still.reporting.comparison import COLUMNS, Column, Comparison, Difference, Row
+from d3still.reporting.comparison import Comparison
 from d3still.reporting.experiment import BASELINE, FINETUNE, VARIANT_TITLES
+from d3still.reporting.rows import COLUMNS, Column, Difference, Row
 from d3still.reporting.statistics import LEVEL, MIN_IDENTITIES, RESAMPLES
 
 NONE, MINUS = "–", "−"

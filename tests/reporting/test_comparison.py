@@ -189,6 +189,20 @@ def test_two_experiments_of_one_kind_are_two_rows(own_log, queries):
     assert [row.variant for row in rows if row.baseline == "ROP"] == ["baseline", "acd", "acd (acd_rop_gamma.15)"]
 
 
+def test_a_log_within_a_log_is_not_mixed_in(own_log, queries):
+    """As log/demo in log: experiments of the same names and seeds."""
+    make_log(own_log / "demo", queries, seeds=(2024,))
+    alone = [row.summary(("AIR", "mAP")) for row in compared(own_log / "demo").rows]
+    rows = compared(own_log).rows
+    assert [(row.baseline, row.variant, row.seeds) for row in rows] == [
+        ("ROP (demo/emoji/rop)", "baseline", [2024]),
+        ("ROP (demo/emoji/rop)", "acd", [2024]),
+        ("ROP", "baseline", [2024, 2025]),
+        ("ROP", "acd", [2024, 2025]),
+    ]
+    assert [row.summary(("AIR", "mAP")) for row in rows[:2]] == alone
+
+
 def test_runs_of_a_sweep_are_no_rows(own_log, queries):
     named = {"OUTPUT_DIR__EXPERIMENT_NAME": "emoji/acd_rop/sweep/ACD.ALPHA=5", "ACD__ALPHA": 5}
     make_run(config("acd_rop", own_log, 2024, **named), queries, 0.6, 0.6)
@@ -205,6 +219,37 @@ def test_differing_precision_is_said(own_log):
     path = own_log / "emoji/acd_rop/seed2024/metrics.json"
     path.write_text(path.read_text().replace("float32", "bfloat16"))
     assert any("bfloat16" in note and "float32" in note for note in compared(own_log).notes)
+
+
+def test_what_differs_between_compared_runs_is_said(own_log):
+    """Seeds of one row under other settings, and a baseline that was tested by other rules."""
+    for name, seed, key, value in (
+        ("rop", 2025, "RE_PROB: 0.5", "RE_PROB: 0.25"),
+        ("acd_rop", 2024, "EXCLUDE_SAME_CAMERA: true", "EXCLUDE_SAME_CAMERA: false"),
+    ):
+        path = own_log / f"emoji/{name}/seed{seed}/config.yaml"
+        text = path.read_text()
+        assert key in text
+        path.write_text(text.replace(key, value))
+    notes = compared(own_log).notes
+    assert f"{PAIR}, ROP, baseline: seeds 2024 and 2025 also differ in INPUT.RE_PROB" in notes
+    tested = "seed 2024: tested with TEST.EXCLUDE_SAME_CAMERA False, the baseline with True"
+    assert f"{PAIR}, ROP, acd, {tested}" in notes
+
+
+def test_a_variant_whose_baseline_is_missing_has_a_row_of_its_own(own_log, queries):
+    """Two baselines that it could belong to, neither of which its weights name."""
+    for name in ("one", "two"):
+        named = {"OUTPUT_DIR__EXPERIMENT_NAME": f"emoji/rop_{name}"}
+        make_run(config("rop", own_log, 2024, **named), queries, 0.5, 0.7)
+    shutil.rmtree(own_log / "emoji/rop")
+    rows = {(row.baseline, row.variant): row for row in compared(own_log).rows}
+    assert set(rows) == {
+        ("ROP", "baseline"),
+        ("ROP (rop_two)", "baseline"),
+        ("ROP (its baseline is missing)", "acd"),
+    }
+    assert not rows["ROP (its baseline is missing)", "acd"].differences
 
 
 def test_damaged_and_foreign_folders_are_named_and_left_out(own_log):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from d3still.reporting.comparison import PROTOCOLS, Result, Row
 from d3still.reporting.experiment import differences
 from d3still.reporting.html.charts import TALL, Bar, Dot, Series, bar_chart, line_chart, scatter
 from d3still.reporting.html.markup import Safe, join, tag
 from d3still.reporting.html.results import scrolling
 from d3still.reporting.pairing import Pairs, mean_pairs, paired_differences
+from d3still.reporting.rows import PROTOCOLS, Result, Row
 from d3still.reporting.tables import signed, title_of
 
 MAX_CMC_RANK = 20
