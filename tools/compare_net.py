@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import _bootstrap
@@ -28,7 +29,7 @@ from d3still.reporting.outputs import REPORT, write_comparison
 from d3still.reporting.plan import CONFIG_SUFFIXES, Planner
 from d3still.reporting.runs import CONFIG, Run, find_runs, read_run
 from d3still.reporting.stored import ListStore
-from d3still.reporting.words import is_whole_number, split_words
+from d3still.reporting.words import count, is_whole_number, split_words
 
 SOME_FAILED = 1  # exit status when the table lacks runs
 
@@ -42,7 +43,12 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--uniform-lr", type=float, help="the rate of acd_uniform (default: BASE_LR · γ)")
     parser.add_argument("--from", dest="log", help="compare the finished runs below a folder; nothing is trained")
     parser.add_argument("--out", help="where to write (default: compare/ in the folder of the runs)")
-    parser.add_argument("--queries", type=int, default=SHOWN_QUERIES, help="improved and harmed queries to show each")
+    parser.add_argument(
+        "--queries",
+        type=partial(count, least=0),
+        default=SHOWN_QUERIES,
+        help="improved and harmed queries to show each",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is finished, and stop")
     args = parser.parse_intermixed_args()
     args.configs, settings = split_words(args.words, lambda w: Path(w).is_dir() or w.endswith(CONFIG_SUFFIXES))

@@ -3,14 +3,58 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from d3still.data import Sample
 from d3still.errors import UserError
+from d3still.reporting.lists import Ranking, most_changed, worst
 from d3still.reporting.pairing import relative_names
 from d3still.reporting.runs import Run
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Places of the chosen queries, what they are, and how much AP (a fraction) each query of all gained, if asked."""
+
+    places: list[int]
+    what: str
+    gains: np.ndarray | None = None
+
+
+def choose(
+    ranking: Ranking,
+    protocol: str,
+    other: Callable[[], Run],
+    names: Sequence[str] | None = None,
+    improved: int | None = None,
+    harmed: int | None = None,
+    lowest: int = 5,
+) -> Choice:
+    """Queries by name, or the most improved, or the most harmed, or else those of lowest AP.
+
+    Args:
+        ranking: of all queries.
+        protocol: AIR or SIR.
+        other: the run that gains are over.
+        names, improved, harmed: what to choose, if not by lowest AP.
+        lowest: how many of lowest AP.
+
+    Raises:
+        UserError: when no query is such, or is named so.
+    """
+    if names:
+        return Choice(by_name(names, ranking.query), "chosen")
+    if improved is None and harmed is None:
+        return Choice(worst(ranking.ap, lowest), "worst")
+    what, count = ("most improved", improved) if improved is not None else ("most harmed", harmed)
+    gains = gains_over(other(), ranking.query, ranking.ap, protocol)
+    places = most_changed(gains, count)[what == "most harmed"]
+    if not places:
+        raise UserError(f"no query is {what.rpartition(' ')[2]}, so there is nothing to draw")
+    return Choice(places, what, gains)
 
 
 def by_name(names: Sequence[str], query: Sequence[Sample]) -> list[int]:

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from d3still.data import ImageError, Sample, read_image
 from d3still.data.image import crop
 from d3still.data.transforms import resize
+from d3still.errors import UserError
 from d3still.evaluation import RankingResult
 from d3still.reporting.lists import Entry, RankedList, Ranking, worst
 
@@ -110,6 +111,19 @@ def worst_queries_picture(
     """
     ranking = Ranking(query, gallery, result.ap, result.topk)
     return ranked_list_picture([ranking.of(i) for i in worst(result.ap, count)], query_size)
+
+
+def save_picture(picture: np.ndarray, path: Path) -> None:
+    """Save (H, W, 3) uint8 pixels in the format of the file's name.
+
+    Raises:
+        UserError: when the format is not known or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the picture {path} ({error}); choose another --out, such as list.png") from error
 
 
 def network_view(sample: Sample, size: Size) -> torch.Tensor:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from d3still.data.image import is_image_name
 
 
 def split_words(words: Sequence[str], belongs: Callable[[str], bool]) -> tuple[list[str], list[str]]:
@@ -20,6 +24,15 @@ def is_whole_number(word: str) -> bool:
 
 
 def is_key(word: str) -> bool:
-    """Whether a word looks like a config key, ``SECTION.KEY``; numbers and files do not."""
+    """Whether a word looks like a config key, ``SECTION.KEY``; numbers, images and config files do not."""
+    if is_image_name(Path(word)):
+        return False
     section, dot, key = word.partition(".")
     return bool(dot) and section.isidentifier() and key.replace(".", "").isidentifier() and key[-1:].isupper()
+
+
+def count(text: str, least: int = 1) -> int:
+    """A whole number of at least ``least``, for argparse."""
+    if not is_whole_number(text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}")
+    return int(text)

@@ -11,8 +11,8 @@ from d3still.data import Sample
 from d3still.errors import UserError
 from d3still.evaluation import evaluate_ranking
 from d3still.reporting import stored
-from d3still.reporting.choose import by_name, gains_over
-from d3still.reporting.lists import Embedded, most_changed, rank, with_excluded, worst
+from d3still.reporting.choose import by_name, choose, gains_over
+from d3still.reporting.lists import Embedded, Ranking, most_changed, rank, with_excluded, worst
 from d3still.reporting.runs import read_run
 from d3still.reporting.stored import ListStore
 from tests.reporting.fabricate import make_log
@@ -124,6 +124,23 @@ def test_queries_by_name():
         by_name(["0002_c2.jpg"], query)
     with pytest.raises(UserError):
         by_name(["1_c1.jpg"], query)  # part of a name is none
+
+
+def test_one_way_to_choose_at_a_time(run, queries):
+    """Without a word the worst; by name; by the change over another run, which is only read when asked for."""
+    query = [Sample(path, identity, 0) for path, identity in queries]
+    ap = run.per_query["AIR_ap"] + np.where(np.arange(len(query)) == 7, 0.2, 0.0)
+    ranking = Ranking(query, [], ap, None)
+
+    def never():
+        raise AssertionError
+
+    assert choose(ranking, "AIR", never, lowest=2).places == worst(ap, 2)
+    assert choose(ranking, "AIR", never, names=["0003_c002_0.png"]).places == [7]
+    choice = choose(ranking, "AIR", lambda: run, improved=3)
+    assert (choice.places, choice.what) == ([7], "most improved") and choice.gains[7] == pytest.approx(0.2)
+    with pytest.raises(UserError, match="no query is harmed, so there is nothing to draw"):
+        choose(ranking, "AIR", lambda: run, harmed=3)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from PIL import Image
 
 from d3still.data import Sample, read_image
 from d3still.data.transforms import resize
+from d3still.errors import UserError
 from d3still.evaluation import evaluate_ranking
 from d3still.reporting.lists import Entry, RankedList
 from d3still.reporting.pictures import (
@@ -17,6 +18,7 @@ from d3still.reporting.pictures import (
     MISS,
     network_view,
     ranked_list_picture,
+    save_picture,
     thumbnail,
     worst_queries_picture,
 )
@@ -128,3 +130,12 @@ def test_any_name_size_and_length_can_be_drawn(tmp_path):
         picture = ranked_list_picture([RankedList(sample, 0.5, ())], size, title="a\nb\udcff")
         assert picture.shape[0] > 100 + 2 * BORDER
     assert ranked_list_picture([], (16, 8)).size
+
+
+def test_a_picture_that_cannot_be_saved_is_named(tmp_path):
+    picture = np.zeros((4, 4, 3), dtype=np.uint8)
+    save_picture(picture, tmp_path / "new" / "list.png")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "list.unknown", tmp_path / "file" / "list.png"):
+        with pytest.raises(UserError, match="cannot write the picture"):
+            save_picture(picture, path)

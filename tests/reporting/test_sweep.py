@@ -128,5 +128,5 @@ def test_words_of_a_command_line_are_told_apart():
     assert split_words(["1"], is_whole_number) == (["1"], [])
     for key in ("ACD.ALPHA", "VanillaKD.TEMPERATURE", "RKD.PDIST.EPSILON", "D3.TOPK"):
         assert is_key(key)
-    for word in ("0.5", "1e-3", ".5", "-1", "True", "rop.yaml", "log/a.B", "[1, 2]"):
+    for word in ("0.5", "1e-3", ".5", "-1", "True", "rop.yaml", "log/a.B", "IMG.JPG", "a_c1.png", "[1, 2]"):
         assert not is_key(word), word

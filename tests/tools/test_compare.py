@@ -111,6 +111,8 @@ def test_visualize_draws_the_worst_queries(chain, veri, run_tool, tmp_path):
     _, printed = run_tool("visualize_net", "--config-file", config, "--worst", 2, "--out", picture, *settings)
     lines = printed.splitlines()
     assert [(line.split()[0], line.split()[-1]) for line in lines[:2]] == expected
+    with pytest.raises(SystemExit):
+        run_tool("visualize_net", "--config-file", config, "--topk", 0, *settings)
     assert lines[2] == str(picture) and Image.open(picture).size[0] > 1000
 
 
@@ -118,7 +120,7 @@ def test_visualize_draws_chosen_and_changed_queries(chain, veri, run_tool, tmp_p
     settings = chain_settings("acd_rop", veri, chain)
     config, folder = REPOSITORY / "configs/veri/acd_rop.yaml", chain / "VeRi776/acd_rop/seed2024/pictures"
     name = sorted(path.name for path in (veri / "image_query").iterdir())[3]
-    _, printed = run_tool("visualize_net", "--config-file", config, "--protocol", "SIR", *settings, "--queries", name)
+    _, printed = run_tool("visualize_net", "--config-file", config, "--protocol", "SIR", "--queries", name, *settings)
     assert printed.splitlines()[0].endswith(name) and (folder / "SIR_chosen.png").exists()
     after, before = (np.load(chain / f"VeRi776/{stage}/seed2024/per_query.npz") for stage in ("acd_rop", "rop"))
     with after, before:

@@ -147,7 +147,11 @@ def _queries(
         logger.warning("no ranked lists for %s: %s", before.baseline, error)
         return [tag("p", f"No ranked lists: {error}", class_="faint")]
     size = tuple(after.results[seed].run.config["INPUT"]["STUDENT_SIZE_TEST"])
-    parts = []
+    seeds = len(set(before.results) & set(after.results))
+    parts = [
+        tag("p", f"Chosen by their AP, the mean over {seeds} seeds; the lists are of seed {seed}.", class_="faint")
+    ]
+    parts = parts if seeds > 1 else []
     for title, places in (("Most improved queries", improved), ("Most harmed queries", harmed)):
         parts.append(tag("h3", title))
         parts.append(query_cards(pairs, places, sides, size, album) if places else tag("p", "None.", class_="faint"))

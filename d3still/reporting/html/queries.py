@@ -50,7 +50,7 @@ def query_cards(
 def _card(pairs: Pairs, i: int, sides: Sequence[Side], size: tuple[int, int], album: Album) -> Safe:
     path = str(pairs.paths[i])
     name, sample = file_name(path), sides[0].lists[path].query
-    change = f"mean AP over seeds {pairs.before[i]:.1f} % → {pairs.after[i]:.1f} % ({signed(float(pairs.values[i]))})"
+    change = f"AP {pairs.before[i]:.1f} % → {pairs.after[i]:.1f} % ({signed(float(pairs.values[i]))})"
     heading = tag(
         "header",
         album.query(sample, size, f"query {name}"),
