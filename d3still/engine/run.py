@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import resource
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +25,11 @@ from d3still.engine.run_folder import RunFolder
 from d3still.engine.setup import Data, build_distiller, load_start_weights, open_dataset
 from d3still.engine.trainer import Trainer
 from d3still.files import write_atomically, write_text
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +116,11 @@ def _npz(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or this process on a CPU."""
+    """Bytes: the most that tensors took on a GPU, or this process on a CPU; 0 where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
