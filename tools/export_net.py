@@ -25,7 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", required=True, type=Path, help="a run's last.pth, or a published weight file")
     parser.add_argument("--part", choices=PARTS, help="which network; left out: query where the file holds one")
     parser.add_argument("--format", choices=FORMATS, default="onnx")
-    parser.add_argument("--out", type=Path, help="the file to write; left out: PART.FORMAT beside the weights")
+    parser.add_argument("--out", type=Path, help="a file, or a folder for PART.FORMAT; left out: beside the weights")
     parser.add_argument("--config-file", "--cfg", help="the YAML file of published weights, which carry no config")
     switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": True}
     parser.add_argument("--normalize", **switch, help="ONNX: take uint8 pixels and normalise them inside the graph")

@@ -18,7 +18,7 @@ import _bootstrap
 from d3still.config import load_config
 from d3still.deploy import KINDS, Embedder, GalleryIndex, IndexBuilder, IndexOptions, Ranks, torchrun_ranks, write_page
 from d3still.deploy.index_file import read_header
-from d3still.deploy.listing import run_gallery
+from d3still.deploy.listing import run_gallery, shown
 from d3still.engine.events import logging_to
 
 
@@ -65,7 +65,7 @@ def search(args: argparse.Namespace, network: Embedder) -> None:
         print(query)
         for rank, match in enumerate(matches, start=1):
             known = "" if match.identity is None else f"  [{match.identity}]"
-            print(f"{rank:4}  {match.score:7.4f}  {match.path}{known}")
+            print(f"{rank:4}  {match.score:7.4f}  {shown(match.path)}{known}")
     if args.html:
         write_page(args.html, args.images, answers, f"{len(args.images)} queries, {len(index)} gallery images")
         print(f"page: {args.html}")

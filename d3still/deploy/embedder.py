@@ -82,13 +82,17 @@ class Embedder:
         items, single = image_list(images)
         batches = [self.embed_pixels(pixels) for pixels in self._pixel_batches(iter(items))]
         if not batches:
-            return np.empty((0, self.description.feature_width), np.float32)
+            return self.no_features()
         features = np.concatenate(batches)
         return features[0] if single else features
 
     def embed_pixels(self, pixels: Tensor) -> np.ndarray:
         """Features (B, D) of uint8 pixels (B, 3, height, width) that have the network's own size."""
         return self._run(pixels).numpy()
+
+    def no_features(self) -> np.ndarray:
+        """Features of no image, (0, D)."""
+        return np.empty((0, self.description.feature_width), np.float32)
 
     def _pixel_batches(self, items: Iterator[Any]) -> Iterator[Tensor]:
         with ThreadPoolExecutor(min(usable_cores(), _MAX_READERS)) as pool:

@@ -47,17 +47,16 @@ def embed_images(embedder: Embedder, images: Sequence[GalleryImage], num_workers
         num_workers=num_workers,
         on_bad_image="skip",
     )
-    for number, batch in enumerate(loader.epoch(0)):
-        positions = batch.indices.tolist()
-        asked = range(number * embedder.batch_size, min((number + 1) * embedder.batch_size, len(images)))
-        unreadable = {position: _why(images[position]) for position in sorted(set(asked) - set(positions))}
-        if positions:
-            features = embedder.embed_pixels(batch.pixels)
+    try:
+        for number, batch in enumerate(loader.epoch(0)):
+            positions = batch.indices.tolist()
+            asked = range(number * embedder.batch_size, min((number + 1) * embedder.batch_size, len(images)))
+            unreadable = {position: _why(images[position]) for position in sorted(set(asked) - set(positions))}
+            features = embedder.embed_pixels(batch.pixels) if positions else embedder.no_features()
             finite(features, [images[position].path for position in positions])
-        else:
-            features = np.empty((0, embedder.description.feature_width), np.float32)
-        yield Embedded(positions, features, unreadable)
-    loader.close()
+            yield Embedded(positions, features, unreadable)
+    finally:
+        loader.close()
 
 
 def finite(features: np.ndarray, names: Sequence[str]) -> None:

@@ -56,7 +56,7 @@ def export_network(
         weights: see `d3still.deploy.network_files.open_network`, as for ``part`` and ``config``.
         part: "query", "gallery", or None: the query network where the file holds one.
         format: "onnx" or "safetensors".
-        out: the file to write; None = ``PART.FORMAT`` beside the weights.
+        out: the file to write, or a folder for ``PART.FORMAT``; None = beside the weights.
         normalize: ONNX only: the graph takes uint8 pixels and normalises them; otherwise normalised images.
         l2: ONNX only: the graph divides features by their length.
         fixed_size: ONNX only: height and width are fixed too. Swin's always are.
@@ -68,8 +68,8 @@ def export_network(
     if format not in FORMATS:
         raise UserError(f"the format '{format}' is not known; choose {' or '.join(FORMATS)}")
     network, description = open_network(weights, part, config)
-    path = Path(weights).with_name(description.part) if out is None else Path(out).expanduser()
-    path = path.with_suffix(_SUFFIX[format]) if out is None else path
+    path = Path(weights).expanduser().parent if out is None else Path(out).expanduser()
+    path = path / f"{description.part}{_SUFFIX[format]}" if path.is_dir() else path
     if path.suffix != _SUFFIX[format]:
         raise UserError(f"{path}: a file of the format {format} must end in {_SUFFIX[format]}; correct --out")
     if format == "onnx":

@@ -27,7 +27,7 @@ _RECALL_QUERIES = 500
 _RECALL_SEED = 2024
 _LISTS_PER_ROOT = 4  # lists for N images: 4·√N, FAISS's own advice
 _POINTS_PER_LIST = 39  # fewer than this to learn a centroid from, and FAISS warns
-_POINTS_PER_CENTROID = 256  # more than this, and FAISS leaves the rest out
+_LEARNT_FROM = 64  # features to learn a list or a code from: more cost time and bring little
 _CODE_BITS = 8
 _CODES = 2**_CODE_BITS
 _HNSW_LINKS, _HNSW_CONSTRUCTION = 32, 80
@@ -103,7 +103,7 @@ def train(index: Any, blocks: Blocks, count: int) -> None:
     """Let an index learn its lists and codes from evenly spread features; nothing to do for the others."""
     if index.is_trained:
         return
-    wanted = _POINTS_PER_CENTROID * max(index.nlist, _CODES)
+    wanted = _LEARNT_FROM * max(index.nlist, _CODES)
     positions = np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(np.int64))
     index.train(gather(blocks, positions))
 

@@ -62,6 +62,12 @@ def list_images(images: str | Path | Iterable[Any]) -> list[GalleryImage]:
     return listed
 
 
+def shown(path: str) -> str:
+    """A path as short as it can be said from the current folder."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
 def run_gallery(description: Description) -> list[GalleryImage]:
     """The test gallery of the dataset that a network's run was tested on.
 

@@ -13,6 +13,7 @@ from PIL import Image
 from d3still.data import ImageError, read_image
 from d3still.data.image import crop
 from d3still.deploy.index import Match
+from d3still.deploy.listing import shown
 from d3still.files import write_text
 
 THUMBNAIL = 160  # longest side of a picture on the page
@@ -59,7 +60,7 @@ def _section(query: str, matches: Sequence[Match]) -> str:
 
 def _figure(path: str, box: tuple[int, int, int, int] | None, heading: str, identity: str | int | None) -> str:
     known = "" if identity is None else f"<br>identity {_text(identity)}"
-    caption = f"<b>{_text(heading)}</b>{known}<br>{_text(path)}"
+    caption = f"<b>{_text(heading)}</b>{known}<br>{_text(shown(path))}"
     return f"<figure>{_picture(path, box)}<figcaption>{caption}</figcaption></figure>"
 
 

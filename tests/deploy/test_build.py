@@ -196,6 +196,21 @@ def test_another_index_is_replaced_only_when_asked_to(gallery, run, pictures, tm
     assert len(GalleryIndex.load(out)) == 3
 
 
+def test_a_damaged_index_is_no_finished_one(gallery, pictures, straight, tmp_path):
+    out = tmp_path / "g.index"
+    for content in (straight[:-9], straight[:200], b"something else"):
+        out.write_bytes(content)
+        with pytest.raises(UserError, match=r"g\.index: is .*build it again \(build --overwrite\)"):
+            builder(gallery, out).build(pictures)
+        assert out.read_bytes() == content
+    builder(gallery, out).build(pictures, overwrite=True)
+    assert out.read_bytes() == straight
+
+
+def test_reading_processes_change_nothing(gallery, pictures, straight, tmp_path):
+    assert builder(gallery, tmp_path / "g.index", num_workers=1).build(pictures).read_bytes() == straight
+
+
 def test_an_overwriting_build_that_is_killed_leaves_the_former_index(gallery, pictures, tmp_path, monkeypatch):
     out = builder(gallery, tmp_path / "g.index").build(save_pictures(tmp_path / "others", 3))
     before = out.read_bytes()

@@ -41,6 +41,9 @@ class FakeEmbedder:
     def __init__(self, gallery, features):
         self.description, self._features, self._next = gallery.description, features, 0
 
+    def no_features(self):
+        return self._features[:0]
+
     def embed_pixels(self, pixels):
         self._next += len(pixels)
         return self._features[self._next - len(pixels) : self._next]

@@ -88,6 +88,9 @@ def test_export_beside_the_weights(call, tmp_path):
     assert code == 0 and "ratio" not in text
     expected = ["gallery.safetensors", "gallery.safetensors.json", "last.pth"]
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
+    (tmp_path / "out").mkdir()
+    assert call("export_net.py", "--weights", weights, *asked, "--out", tmp_path / "out")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == expected[:2]
 
 
 def test_commands_explain_themselves(call):
