@@ -9,10 +9,13 @@ import argparse
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d3still.distillers.rop import rop_loss
 
