@@ -12,7 +12,7 @@ BASELINES = ("fitnet", "cc", "csd", "raml", "rop", "d3", "ugd", "vanillakd", "pk
 
 
 def one_epoch(stage, root):
-    settings = ["OUTPUT_DIR.ROOT_PATH", root, "SOLVER.MAX_EPOCHS", 1, "SOLVER.LR_WARMUP_EPOCHS", 0]
+    settings = ["OUTPUT_DIR.ROOT_PATH", str(root), "SOLVER.MAX_EPOCHS", 1, "SOLVER.LR_WARMUP_EPOCHS", 0]
     settings += ["SOLVER.LR_DECAY_STEPS", [0], "RAHO.MAX_BATCHES", 4]
     folder = train(load_config(REPOSITORY / f"configs/emoji/{stage}.yaml", settings))
     return json.loads((folder / "metrics.json").read_text()), json.loads((folder / "metrics.jsonl").read_text())
