@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint benchmark search-demo clean
+.PHONY: demo test test-slow lint search-demo clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/demo.py
@@ -34,14 +34,17 @@ lint: $(VENV)/.dev
 
 # A marker file is made only after the installation went through, so that a broken one is tried again.
 $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
+	@echo "installing requirements.txt into $(VENV), which takes some minutes the first time"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
 $(VENV)/.deploy: requirements-deploy.txt $(VENV)/.runtime
+	@echo "installing requirements-deploy.txt into $(VENV), which takes some minutes the first time"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-deploy.txt
 	touch $@
 
 $(VENV)/.dev: requirements.txt requirements-dev.txt requirements-deploy.txt | $(VENV)/bin/python
+	@echo "installing requirements-dev.txt into $(VENV), which takes some minutes the first time"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
