@@ -168,6 +168,15 @@ class GalleryIndex:
         finite(features, [f"query {number}" for number in range(len(features))])
         return self.index.search(features, min(topk, len(self.images)))
 
+    def features(self) -> np.ndarray:
+        """Features (N, D) of all images, in the order of ``images``; of an "ivfpq" index what its codes tell."""
+        if not hasattr(self.index, "make_direct_map"):
+            return self.index.reconstruct_n(0, len(self.images))
+        self.index.make_direct_map(True)  # lists know who is in them, but not who is where
+        features = self.index.reconstruct_n(0, len(self.images))
+        self.index.make_direct_map(False)
+        return features
+
     def require_same_network(self, description: Description) -> None:
         """Refuse a network whose features must not be mixed with those in the index.
 

@@ -31,7 +31,7 @@ _LEARNT_FROM = 64  # features to learn a list or a code from: more cost time and
 _CODE_BITS = 8
 _CODES = 2**_CODE_BITS
 _HNSW_LINKS, _HNSW_CONSTRUCTION = 32, 80
-_NO_GAIN = 0.002  # recall that twice the effort must add to be worth going on
+_NO_GAIN = 0.005  # codes lose what no effort brings back: once twice the effort adds less recall, it is enough
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,16 @@ def tune(index: Any, blocks: Blocks, options: IndexOptions) -> Recall | None:
     while True:
         _set_effort(index, effort)
         value = _overlap(_neighbours(index, queries, positions, at), truth)
-        if value >= options.recall or effort >= highest or 0 <= value - former < _NO_GAIN:
+        in_vain = options.kind == "ivfpq" and value - former < _NO_GAIN
+        if value >= options.recall or effort >= highest or in_vain:
             break
         effort, former = min(2 * effort, highest), value
     if value < options.recall:
         logger.warning(
-            "recall@%d is %.3f, below the wanted %.3f; more effort does not raise it", at, value, options.recall
+            "recall@%d is %.3f, below the wanted %.3f; only longer codes or another kind would raise it",
+            at,
+            value,
+            options.recall,
         )
     return Recall(round(value, 4), at, len(positions), count, effort)
 
