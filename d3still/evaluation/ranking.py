@@ -64,7 +64,7 @@ def evaluate_ranking(
     sizes = len(query), len(gallery)
     matches = match(query_ids, gallery_ids, query_cams, gallery_cams, sizes, exclude_same_camera)
     similarity = make_similarity(query, gallery, metric)
-    rank = rank_by_sorting if similarity.query.is_cuda else rank_by_product
+    rank = rank_by_sorting if similarity.on_cuda else rank_by_product
     queries, measures = np.flatnonzero(matches.num_hits), Measures.unset(len(query))
     measures.put(queries, rank(similarity, matches, queries))
     return measures.result(max_rank, ranked_lists(similarity, matches, topk) if topk else None)

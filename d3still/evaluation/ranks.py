@@ -82,7 +82,7 @@ def rank_by_product(similarity: Similarity, matches: Matches, queries: np.ndarra
     that collapsed, binary codes) is scored in double precision as a whole.
     """
     order = matches.gallery_order
-    gallery = similarity.gallery_rows(order, torch.float32).numpy()
+    gallery = similarity.gallery_rows(order, np.float32)
     error = rounding_error(similarity, matches, queries, gallery)
     out, crowded = Measures.unset(len(queries)), np.zeros(len(queries), dtype=bool)
     step, group = rows_at_once(len(order), _BLOCK), rows_at_once(len(order), _GROUP)
@@ -95,7 +95,7 @@ def rank_by_product(similarity: Similarity, matches: Matches, queries: np.ndarra
 
     with ThreadPoolExecutor(min(torch.get_num_threads(), _MOST_WORKERS)) as workers:
         for low in range(0, len(queries), step):
-            left = similarity.query_rows(queries[low : low + step], torch.float32).numpy()
+            left = similarity.query_rows(queries[low : low + step], np.float32)
             # numpy's product ignores autocast and torch's choice of precision, as an exact ranking must
             np.matmul(left, gallery.T, out=buffer[: len(left)])
             stops = [*range(low + group, low + len(left), group), low + len(left)]
@@ -115,7 +115,7 @@ def rounding_error(similarity: Similarity, matches: Matches, queries: np.ndarray
     rows, hits = matches.hits(picked)
     hits = np.concatenate([hits[at : at + _SAMPLE_HITS] for at in row_starts(rows)])
     columns = np.append(hits, _evenly(len(gallery), max(1, _SAMPLE[1] - len(hits))))
-    single = similarity.query_rows(picked, torch.float32).numpy() @ gallery[columns].T
+    single = similarity.query_rows(picked, np.float32) @ gallery[columns].T
     images = matches.gallery_order[columns]
     apart = np.abs(single - similarity.score_rows(picked, images).numpy())
     size = similarity.magnitude(np.repeat(picked, len(images)), np.tile(images, len(picked)))

@@ -18,7 +18,7 @@ from torch import Tensor
 from d3still.errors import UserError
 from d3still.evaluation.labels import spans
 from d3still.evaluation.memory import require_memory
-from d3still.evaluation.similarity import CosineSimilarity, make_similarity
+from d3still.evaluation.similarity import Array, CosineSimilarity, is_single, make_similarity
 
 _BLOCK = 1 << 24  # scores held at once
 _OVERLAP_ROWS = 1024  # images whose overlaps with all others are held at once
@@ -60,15 +60,14 @@ def k_reciprocal_distances(
     num_queries, num_gallery = len(similarity.query), len(similarity.gallery)
     if num_queries == 0 or num_gallery == 0:
         raise UserError(f"nothing to re-rank: {num_queries} queries, {num_gallery} gallery images")
-    dtype = similarity.query.dtype
     kept = min(max(k1 + 1, k2), num_queries + num_gallery)
     require_memory(
-        memory_needed(num_queries, num_gallery, similarity.query.shape[1], k1, k2, dtype.itemsize),
+        memory_needed(num_queries, num_gallery, similarity.query.shape[1], k1, k2, _itemsize(similarity)),
         f"re-ranking {num_queries} queries and {num_gallery} gallery images with k1 = {k1}",
     )
-    images = _normalised(similarity, dtype)
+    images = _normalised(similarity)
     ranks, farthest, distance = _nearest(images, kept, num_queries)
-    weights = _weights(images.cpu().numpy(), ranks, farthest, k1)
+    weights = _weights(images if isinstance(images, np.ndarray) else images.cpu().numpy(), ranks, farthest, k1)
     if k2 > 1:
         weights = _ones(ranks[:, :k2]).astype(np.float32) @ weights / min(k2, kept)
     _blend(distance, weights.tocsr(), lambda_value)
@@ -96,17 +95,23 @@ def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
         raise UserError(f"TEST.RE_RANKING_PARAMETER: lambda must lie between 0 and 1, not {lambda_value!r}")
 
 
-def _normalised(similarity: CosineSimilarity, dtype: torch.dtype) -> Tensor:
-    """Queries, then gallery, as unit vectors (N, D)."""
+def _itemsize(similarity: CosineSimilarity) -> int:
+    return 4 if is_single(similarity.query) else 8
+
+
+def _normalised(similarity: CosineSimilarity) -> Array:
+    """Queries, then gallery, as unit vectors (N, D), in the type of the features."""
+    dtype = np.float32 if is_single(similarity.query) else np.float64
     sides = (similarity.query_rows, len(similarity.query)), (similarity.gallery_rows, len(similarity.gallery))
-    return torch.cat([rows(np.arange(count), dtype) for rows, count in sides])
+    rows = [of(np.arange(count), dtype) for of, count in sides]
+    return torch.cat(rows) if similarity.on_cuda else np.concatenate(rows)
 
 
-def _nearest(images: Tensor, kept: int, num_queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _nearest(images: Array, kept: int, num_queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First ranks of every image (N, kept), its largest squared distance (N,), and d from queries to gallery."""
     total = len(images)
     ranks, farthest = np.empty((total, kept), dtype=np.int32), np.empty(total, dtype=np.float64)
-    kind = np.float64 if images.dtype == torch.float64 else np.float32
+    kind = np.float32 if is_single(images) else np.float64
     distance = np.empty((num_queries, total - num_queries), dtype=kind)
     step = max(1, _BLOCK // total)
     for low in range(0, total, step):
@@ -124,11 +129,11 @@ def _nearest(images: Tensor, kept: int, num_queries: int) -> tuple[np.ndarray, n
     return ranks, farthest, distance
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def _product(left: Array, right: Array) -> Tensor:
     """left · rightᵀ at the precision of its type, whatever autocast and torch's settings say."""
-    if left.is_cuda:
+    if isinstance(left, Tensor):
         return (left.double() @ right.double().T).to(left.dtype)
-    return torch.from_numpy(left.numpy() @ right.numpy().T)
+    return torch.from_numpy(left @ right.T)
 
 
 def _divided(distance: Any, scale: Any) -> Any:

@@ -1,8 +1,13 @@
-"""Scores of query–gallery pairs from features: in blocks as a product of prepared rows, or pair by pair."""
+"""Scores of query–gallery pairs from features: in blocks as a product of prepared rows, or pair by pair.
+
+On the CPU everything is numpy's: torch's threads and those of numpy's product would wait for each other.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,10 +17,12 @@ from torch import Tensor
 from d3still.errors import UserError
 from d3still.evaluation.arrays import as_features, check_finite, same_kind
 
-_SHORTEST = torch.finfo(torch.float32).tiny  # a shorter vector has no direction: cosine 0 with everything
-_SQUARABLE = (1e-15, 1e15)  # norms whose squares float32 holds
+Array = Any  # a numpy array on the CPU, a tensor on a CUDA device
+
+_SHORTEST = float(np.finfo(np.float32).tiny)  # a shorter vector has no direction: cosine 0 with everything
+_SQUARES = (1e-30, 1e30)  # squared norms that float32 holds well
 _UNIT_ROUNDOFF = 2.0**-53  # of double precision
-_ROWS_AT_ONCE = 1024  # bounds the memory of rows made in double precision
+_ROWS_AT_ONCE = 1024  # bounds the memory of rows in the making
 _CENTER_SAMPLE = 1000  # gallery images that the middle is taken of, about
 _PAIRS_AT_ONCE = 256  # small enough that the gathered rows stay in the cache
 
@@ -26,14 +33,19 @@ class Similarity(ABC):
     Subclasses say how rows are prepared so that ``query_rows(…) @ gallery_rows(…).T`` holds the scores.
 
     Args:
-        query, gallery: (Q, D), (G, D) finite float32 or float64 on one device.
+        query, gallery: (Q, D), (G, D) finite float32 or float64, both arrays or both CUDA tensors.
     """
 
-    def __init__(self, query: Tensor, gallery: Tensor) -> None:
+    def __init__(self, query: Array, gallery: Array) -> None:
         self.query, self.gallery = query, gallery
 
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the features are on a CUDA device."""
+        return isinstance(self.query, Tensor)
+
     @abstractmethod
-    def _prepare(self, rows: Tensor, dtype: torch.dtype, left: bool) -> Tensor:
+    def _prepare(self, rows: Array, left: bool) -> Array:
         """Rows of one factor of the product; may overwrite ``rows``."""
 
     @abstractmethod
@@ -48,39 +60,46 @@ class Similarity(ABC):
     def shown(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         """The number to show for each pair (n,): cosine or Euclidean distance."""
 
-    def query_rows(self, index: np.ndarray, dtype: torch.dtype) -> Tensor:
+    def query_rows(self, index: np.ndarray, dtype: type = np.float64) -> Array:
         """Left factor of the product for these queries (n, D′)."""
         return self._rows(self.query, index, dtype, left=True)
 
-    def gallery_rows(self, index: np.ndarray, dtype: torch.dtype) -> Tensor:
+    def gallery_rows(self, index: np.ndarray, dtype: type = np.float64) -> Array:
         """Right factor of the product for these gallery images (n, D′)."""
         return self._rows(self.gallery, index, dtype, left=False)
 
-    def _rows(self, features: Tensor, index: np.ndarray, dtype: torch.dtype, left: bool) -> Tensor:
-        out = None
+    def _rows(self, features: Array, index: np.ndarray, dtype: type, left: bool) -> Array:
+        out, kind = None, np.promote_types(dtype, np.float32 if is_single(features) else np.float64)
         for low in range(0, len(index), _ROWS_AT_ONCE):
-            block = torch.from_numpy(index[low : low + _ROWS_AT_ONCE]).to(features.device)
-            rows = self._prepare(features.index_select(0, block), dtype, left)
-            out = rows.new_empty((len(index), rows.shape[1])) if out is None else out
+            rows = self._prepare(_take(features, index[low : low + _ROWS_AT_ONCE], kind), left)
+            if out is None:
+                shape = len(index), rows.shape[1]
+                out = np.empty(shape, dtype) if isinstance(rows, np.ndarray) else rows.new_empty(shape)
             out[low : low + len(rows)] = rows
         return out
 
     def score_rows(self, queries: np.ndarray, gallery: np.ndarray) -> Tensor:
         """Scores in double precision (len(queries), len(gallery))."""
-        left = self.query_rows(queries, torch.float64)
-        out = left.new_empty((len(queries), len(gallery)))
+        left = self.query_rows(queries)
+        shape = len(queries), len(gallery)
+        out = left.new_empty(shape) if self.on_cuda else np.empty(shape)
         for low in range(0, len(gallery), _ROWS_AT_ONCE):
             block = gallery[low : low + _ROWS_AT_ONCE]
-            out[:, low : low + len(block)] = left @ self.gallery_rows(block, torch.float64).T
-        return out
+            out[:, low : low + len(block)] = left @ self.gallery_rows(block).T
+        return torch.as_tensor(out)
 
     def score_pairs(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         """Score of each pair (queries[i], gallery[i]) in double precision (n,)."""
-        scores = np.empty(len(queries))
+        return self._of_pairs(self._score, queries, gallery)
+
+    def _of_pairs(
+        self, function: Callable[[np.ndarray, np.ndarray], np.ndarray], queries: np.ndarray, gallery: np.ndarray
+    ) -> np.ndarray:
+        out = np.empty(len(queries))
         for low in range(0, len(queries), _PAIRS_AT_ONCE):
             part = slice(low, low + _PAIRS_AT_ONCE)
-            scores[part] = self._score(_take(self.query, queries[part]), _take(self.gallery, gallery[part]))
-        return scores
+            out[part] = function(_host(self.query, queries[part]), _host(self.gallery, gallery[part]))
+        return out
 
     def slack(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         """How far apart two scores near this pair's may be computed when they are equal (n,)."""
@@ -91,13 +110,15 @@ class Similarity(ABC):
 class CosineSimilarity(Similarity):
     """The cosine; a vector of zeros has cosine 0 with everything."""
 
-    def _prepare(self, rows: Tensor, dtype: torch.dtype, left: bool) -> Tensor:
-        rows = rows.to(torch.promote_types(rows.dtype, dtype))
-        norm = torch.linalg.vector_norm(rows, dim=1)
-        if rows.dtype != torch.float64 and not ((norm > _SQUARABLE[0]) & (norm < _SQUARABLE[1])).all():
-            norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-        norm = norm.masked_fill(norm < _SHORTEST, torch.inf)  # dividing by it gives zeros
-        return rows.mul_(norm.reciprocal().to(rows.dtype)[:, None]).to(dtype)
+    def _prepare(self, rows: Array, left: bool) -> Array:
+        xp = _module(rows)
+        square = xp.einsum("nd,nd->n", rows, rows)
+        if is_single(rows) and not ((square > _SQUARES[0]) & (square < _SQUARES[1])).all():
+            double = rows.double() if self.on_cuda else rows.astype(np.float64)
+            square = xp.einsum("nd,nd->n", double, double)
+        scale = 1 / xp.where(square < _SHORTEST**2, np.inf, xp.sqrt(square))
+        rows *= (scale.to(rows.dtype) if self.on_cuda else scale.astype(rows.dtype))[:, None]
+        return rows
 
     def _score(self, query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         squares = np.einsum("nd,nd->n", query, query), np.einsum("nd,nd->n", gallery, gallery)
@@ -118,40 +139,35 @@ class EuclideanSimilarity(Similarity):
     unit keeps float32 from overflowing. A median, unlike a mean, is not dragged away by a few outliers.
     """
 
-    def __init__(self, query: Tensor, gallery: Tensor) -> None:
+    def __init__(self, query: Array, gallery: Array) -> None:
         super().__init__(query, gallery)
-        self._center = gallery[:: max(1, len(gallery) // _CENTER_SAMPLE)].median(dim=0).values.double()
-        self._unit = 1.0
+        sample = np.arange(0, len(gallery), max(1, len(gallery) // _CENTER_SAMPLE))
+        self._center = np.median(_host(gallery, sample), axis=0)
         norms = self._norms(query), self._norms(gallery)
-        self._unit = float(max(norm.max() for norm in norms)) or 1.0
+        self._unit = max(norm.max() for norm in norms) or 1.0
         self._query_norm, self._gallery_norm = (norm / self._unit for norm in norms)
 
-    def _norms(self, features: Tensor) -> Tensor:
-        blocks = features.split(_ROWS_AT_ONCE)
-        return torch.cat([torch.linalg.vector_norm(block - self._center, dim=1) for block in blocks])
+    def _norms(self, features: Array) -> np.ndarray:
+        blocks = np.split(np.arange(len(features)), range(_ROWS_AT_ONCE, len(features), _ROWS_AT_ONCE))
+        return np.concatenate([np.linalg.norm(_host(features, block) - self._center, axis=1) for block in blocks])
 
-    def _prepare(self, rows: Tensor, dtype: torch.dtype, left: bool) -> Tensor:
-        rows = (rows - self._center) / self._unit
-        square = rows.square().sum(1, keepdim=True)
-        parts = [2 * rows, torch.ones_like(square)] if left else [rows, -square]
-        return torch.cat(parts, dim=1).to(dtype)
+    def _prepare(self, rows: Array, left: bool) -> Array:
+        xp = _module(rows)
+        center = torch.from_numpy(self._center).to(rows.device) if self.on_cuda else self._center
+        rows = (rows - center) / self._unit  # in double precision
+        square = xp.einsum("nd,nd->n", rows, rows)[:, None]
+        return xp.concatenate([2 * rows, xp.ones_like(square)] if left else [rows, -square], axis=1)
 
     def _score(self, query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        center = self._center.cpu().numpy()
-        from_center, apart = (query - center) / self._unit, (query - gallery) / self._unit
+        from_center, apart = (query - self._center) / self._unit, (query - gallery) / self._unit
         return np.einsum("nd,nd->n", from_center, from_center) - np.einsum("nd,nd->n", apart, apart)
 
     def magnitude(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         # An image as near to the query as this one is at most that much longer than it.
-        return (2 * _take(self._query_norm, queries) + _take(self._gallery_norm, gallery)) ** 2
+        return (2 * self._query_norm[queries] + self._gallery_norm[gallery]) ** 2
 
     def shown(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        distance = np.empty(len(queries))
-        for low in range(0, len(queries), _PAIRS_AT_ONCE):
-            part = slice(low, low + _PAIRS_AT_ONCE)
-            apart = _take(self.query, queries[part]) - _take(self.gallery, gallery[part])
-            distance[part] = np.linalg.norm(apart, axis=1)
-        return distance
+        return self._of_pairs(lambda query, gallery: np.linalg.norm(query - gallery, axis=1), queries, gallery)
 
 
 KINDS = {"cosine": CosineSimilarity, "euclidean": EuclideanSimilarity}
@@ -169,13 +185,31 @@ def make_similarity(query_feats: Any, gallery_feats: Any, metric: str) -> Simila
     if metric not in KINDS:
         raise UserError(f"TEST.TEST_METRIC '{metric}' is not a known metric; known: {', '.join(KINDS)}")
     query, gallery = same_kind(as_features(query_feats, "query"), as_features(gallery_feats, "gallery"))
+    if not query.is_cuda:
+        query, gallery = query.numpy(), gallery.numpy()
     check_finite(query, "query features")
     check_finite(gallery, "gallery features")
     return KINDS[metric](query, gallery)
 
 
-def _take(values: Tensor, index: np.ndarray) -> np.ndarray:
-    """Chosen rows in double precision, on the host."""
-    if values.is_cuda:
-        return values[torch.from_numpy(index).to(values.device)].double().cpu().numpy()
-    return values.numpy()[index].astype(np.float64, copy=False)  # torch's own threads would fight the caller's
+def _module(rows: Array) -> ModuleType:
+    return torch if isinstance(rows, Tensor) else np
+
+
+def is_single(rows: Array) -> bool:
+    """Whether an array or tensor is float32."""
+    return rows.dtype in (np.float32, torch.float32)
+
+
+def _take(features: Array, index: np.ndarray, dtype: type) -> Array:
+    """A copy of the chosen rows in this type, where the features are."""
+    if isinstance(features, np.ndarray):
+        return features[index].astype(dtype, copy=False)
+    rows = features[torch.from_numpy(index).to(features.device)]
+    return rows.double() if dtype == np.float64 else rows
+
+
+def _host(features: Array, index: np.ndarray) -> np.ndarray:
+    """The chosen rows in double precision, on the host."""
+    rows = _take(features, index, np.float64)
+    return rows if isinstance(rows, np.ndarray) else rows.cpu().numpy()
