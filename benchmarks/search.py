@@ -29,6 +29,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d3still.deploy.extras import require
+from d3still.deploy.index_file import write_faiss
 from d3still.deploy.kinds import RECALL_AT, IndexOptions, add, new_index, train, tune
 
 WIDTH, INNER, PER_IDENTITY = 512, 64, 20
@@ -92,7 +93,6 @@ class Features:
 
 def measure(kind: str, blocks: list[np.ndarray], queries: np.ndarray, truth: np.ndarray) -> Row:
     """Build one index and search it."""
-    faiss = require("faiss", "this benchmark")
     images = sum(map(len, blocks))
     options = KINDS[kind]
     began = time.process_time()
@@ -105,9 +105,7 @@ def measure(kind: str, blocks: list[np.ndarray], queries: np.ndarray, truth: np.
     together = min(seconds_of(index, queries) for _ in range(TIMES))
     alone = statistics.median(seconds_of(index, query[None]) for query in queries[:ALONE])
     counted = Counted()
-    writer = faiss.PyCallbackIOWriter(counted.write)
-    faiss.write_index(index, writer)
-    del writer
+    write_faiss(index, counted.write)
     share = np.mean([len(np.intersect1d(a, b)) / RECALL_AT for a, b in zip(found, truth, strict=True)])
     return Row(
         kind=kind,

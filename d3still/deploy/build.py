@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from d3still.deploy.embedder import Embedder
 from d3still.deploy.embedding import Embedded, embed_images
 from d3still.deploy.extras import require
 from d3still.deploy.index import GalleryIndex, header_of, measure
-from d3still.deploy.index_file import read_header
+from d3still.deploy.index_file import read_header, write_faiss
 from d3still.deploy.kinds import IndexOptions, add, new_index, train
 from d3still.deploy.listing import GalleryImage, list_images
 from d3still.deploy.ranks import Ranks
@@ -140,7 +140,7 @@ class IndexBuilder:
         if self.out.exists() and not overwrite:
             if self._is_complete(listed, options):
                 logger.info("%s is complete: %d images; nothing to do", self.out, len(listed))
-                self.store.remove()
+                self.store.remove(self.embedder.description.embedding())
                 return None
             raise UserError(
                 f"{self.out} exists, made of other images, by another network or in another way; choose another --out, "
@@ -164,7 +164,7 @@ class IndexBuilder:
             self.store.begin(description.embedding())
         else:
             logger.info("%s holds all these images already; nothing to do", self.out)
-            self.store.remove()
+            self.store.remove(self.embedder.description.embedding())
         return listed
 
     def _is_complete(self, listed: Listed, options: IndexOptions) -> bool:
@@ -190,8 +190,9 @@ class IndexBuilder:
 
     def _embed_into_store(self, todo: Listed, done: int) -> None:
         pending = _Pending(self.store, self.ranks.rank)
-        with self._bar(len(todo) + done, done) as bar:
-            for batch in embed_images(self.embedder, [image for image, _ in todo], self.num_workers):
+        batches = embed_images(self.embedder, [image for image, _ in todo], self.num_workers)
+        with self._bar(len(todo) + done, done) as bar, closing(batches):
+            for batch in batches:
                 pending.add(todo, batch)
                 bar.update(len(batch.positions) + len(batch.unreadable))
                 if pending.images >= self.save_every or pending.seconds > SAVE_SECONDS:
@@ -213,28 +214,27 @@ class IndexBuilder:
         """
         faiss, ranks = require("faiss", "an index"), self.ranks
         alone = ranks.world_size == 1 or not options.mergeable
-        trained = str(self.store.folder / _TRAINED)
+        trained = self.store.folder / _TRAINED
         if ranks.is_main:
             index = new_index(options, self.embedder.description.feature_width, len(readable))
             train(index, lambda: self.store.blocks(readable), len(readable))
             if alone:
                 add(index, lambda: self.store.blocks(readable))
                 return index
-            faiss.write_index(index, trained)
+            _write(index, trained)
         elif alone:
             return None
         ranks.wait()
-        part = faiss.read_index(trained)
+        part = faiss.read_index(str(trained))
         add(part, lambda: self.store.blocks(ranks.share(readable)))
-        files = [str(self.store.folder / _PART.format(rank)) for rank in range(ranks.world_size)]
+        files = [self.store.folder / _PART.format(rank) for rank in range(ranks.world_size)]
         if not ranks.is_main:
-            faiss.write_index(part, files[ranks.rank])
+            _write(part, files[ranks.rank])
         ranks.wait()
         return _merged(part, files[1:]) if ranks.is_main else None
 
     def _finish(self, index: GalleryIndex) -> None:
-        """Write the index and what could not be read; then the features are no longer needed."""
-        index.save(self.out)
+        """Write what could not be read and the index; then the features are no longer needed."""
         unreadable = index.header["unreadable"]
         report = self.out.with_name(f"{self.out.name}.unreadable.txt")
         if unreadable:
@@ -245,7 +245,8 @@ class IndexBuilder:
             logger.warning("%d images could not be read; %s lists them", len(unreadable), report)
         else:
             report.unlink(missing_ok=True)
-        self.store.remove()
+        index.save(self.out)
+        self.store.remove(self.embedder.description.embedding())
         logger.info(
             "%s: %d images by %s, %.1f MB",
             self.out,
@@ -302,11 +303,15 @@ class _Pending:
         self._since = time.monotonic()
 
 
-def _merged(index: Any, files: Sequence[str]) -> Any:
+def _write(index: Any, path: Path) -> None:
+    write_atomically(path, lambda file: write_faiss(index, file.write))
+
+
+def _merged(index: Any, files: Sequence[Path]) -> Any:
     """The first part with the others appended, in order."""
     faiss = require("faiss", "an index")
     for file in files:
-        part = faiss.read_index(file)
+        part = faiss.read_index(str(file))
         # lists carry the images' numbers, which go on from those before; a flat index counts by itself
         index.merge_from(part, index.ntotal if hasattr(index, "nlist") else 0)
     return index

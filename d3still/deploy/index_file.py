@@ -14,6 +14,7 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +36,6 @@ def save_index_file(path: Path, header: dict[str, Any], images: dict[str, Any], 
     Raises:
         UserError: when it cannot be written.
     """
-    faiss = require("faiss", "an index")
     parts = [json.dumps(part).encode() for part in (header, images)]
 
     def write(file: IO[bytes]) -> None:
@@ -43,12 +43,18 @@ def save_index_file(path: Path, header: dict[str, Any], images: dict[str, Any], 
         sealed.write(MAGIC + _SIZES.pack(VERSION, *map(len, parts)))
         for part in parts:
             sealed.write(part)
-        writer = faiss.PyCallbackIOWriter(sealed.write)
-        faiss.write_index(index, writer)
-        del writer  # it still holds what it has not passed on
+        write_faiss(index, sealed.write)
         file.write(_SEAL.pack(sealed.checksum, sealed.length + _SEAL.size))
 
     write_atomically(path, write)
+
+
+def write_faiss(index: Any, write: Callable[[bytes], int]) -> None:
+    """Pass what ``faiss.write_index`` writes to a function, piece by piece."""
+    faiss = require("faiss", "an index")
+    writer = faiss.PyCallbackIOWriter(write)
+    faiss.write_index(index, writer)
+    del writer  # it still holds what it has not passed on
 
 
 def load_index_file(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:

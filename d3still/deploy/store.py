@@ -64,7 +64,11 @@ class FeatureStore:
             try:
                 self._lock(handle)
                 if self._is_current(handle):
-                    yield
+                    try:
+                        yield
+                    finally:
+                        if self._planned() is None:  # nothing was begun
+                            shutil.rmtree(self.folder, ignore_errors=True)
                     return
             finally:
                 os.close(handle)
@@ -75,8 +79,7 @@ class FeatureStore:
         Raises:
             UserError: the folder holds another network's features, and ``restart`` does not say to drop them.
         """
-        plan = self.folder / PLAN
-        former = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else None
+        former = self._planned()
         if former not in (None, embedding):
             if not restart:
                 raise UserError(
@@ -84,7 +87,7 @@ class FeatureStore:
                     f"{former['weights_hash'][:SHORT]}); finish it with those weights, or drop it with --overwrite"
                 )
             self._clear()
-        write_text(plan, json.dumps(embedding))
+        write_text(self.folder / PLAN, json.dumps(embedding))
         self.read()
 
     def read(self) -> None:
@@ -127,15 +130,21 @@ class FeatureStore:
             places = [self._places[key] for _, key in images[start : start + BLOCK]]
             yield np.stack([self._chunk(name)[row] for name, row in places])
 
-    def remove(self) -> None:
-        """Delete the folder: the index is complete."""
+    def remove(self, embedding: dict[str, Any]) -> None:
+        """Delete the folder, since the index is complete; but not an unfinished build by another network."""
         self._opened = {}
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._planned() in (None, embedding):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _chunk(self, name: str) -> np.ndarray:
         if name not in self._opened:
             self._opened[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         return self._opened[name]
+
+    def _planned(self) -> dict[str, Any] | None:
+        """The network whose features are here, if there are any."""
+        plan = self.folder / PLAN
+        return json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else None
 
     def _make_folder(self) -> None:
         try:

@@ -231,6 +231,11 @@ def test_an_unfinished_build_of_another_network_is_not_mixed_in(gallery, picture
             builder(retrained, out).build(pictures)
     with pytest.raises(UserError, match=r"g\.index\.building holds an unfinished build by another network"):
         builder(gallery, out).build(pictures)
+    finished = builder(gallery, tmp_path / "other.index").build(pictures)
+    finished.rename(out)
+    builder(gallery, out).build(pictures)
+    builder(gallery, out).add(pictures)
+    assert list(tmp_path.glob("g.index.building/chunk*")), "what is finished drops no one else's features"
     builder(gallery, out).build(pictures, overwrite=True)
     assert out.read_bytes() == straight, "none of the other network's features are in it"
 
@@ -324,6 +329,7 @@ def test_impossible_requests_fail_before_anything_is_embedded(gallery, pictures,
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no image .* in .*empty; expected the gallery's images"):
         builder(gallery, out).build(tmp_path / "empty")
+    assert leftovers(out.parent) == [], "nothing was begun"
     with pytest.raises(UserError, match="every 0 images"):
         IndexBuilder(gallery, out, save_every=0)
     monkeypatch.setitem(sys.modules, "faiss", None)
@@ -347,7 +353,7 @@ def test_parts_merge_to_the_whole(gallery, pictures, tmp_path, kind):
     for number, (part, share) in enumerate(zip(parts, np.array_split(features, 3), strict=True)):
         part.add(share)
         faiss.write_index(part, str(tmp_path / str(number)))
-    merged = build_module._merged(parts[0], [str(tmp_path / "1"), str(tmp_path / "2")])
+    merged = build_module._merged(parts[0], [tmp_path / "1", tmp_path / "2"])
     for found, expected in zip(merged.search(features, 5), whole.search(features, 5), strict=True):
         assert np.array_equal(found, expected)
 
