@@ -51,7 +51,7 @@ class Size(NamedTuple):
 SIZES = {
     "veri": Size("VeRi-776", 1678, 11579, 200, 20, 9),
     "msmt17": Size("MSMT17", 11659, 82161, 3060, 15, 3),
-    "sop": Size("SOP", 60502, 60502, 11316, 0, 2),
+    "sop": Size("SOP", 60502, 60502, 11316, 0, 1),
 }
 
 

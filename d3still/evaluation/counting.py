@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from d3still.evaluation.labels import row_starts, spans
 
@@ -58,7 +57,7 @@ def count_at_least(scores: np.ndarray, rows: np.ndarray, level: np.ndarray, tole
     reached, spread, index = _reached(scores, bottom.astype(np.float32))
     grid = _Grid.over(bottom, top, np.maximum.reduceat(tolerance, start), len(rows) * reached.size)
     cell = grid.cells(reached, spread).ravel()
-    population = torch.bincount(torch.from_numpy(cell), minlength=num_rows * grid.size).numpy()
+    population = np.bincount(cell, minlength=num_rows * grid.size)
     first, last = (grid.cells(end.astype(np.float32), lambda of_row: of_row[rows]) for end in (low, high))
     owner, hot = spans(first, last + 1)  # level owner[i] needs a closer look at cell hot[i]
     load = np.bincount(rows[owner], weights=population[hot], minlength=num_rows)
@@ -135,8 +134,7 @@ def _members(cell: np.ndarray, hot: np.ndarray, owner: np.ndarray, num_cells: in
     is_hot[hot] = True
     group = np.empty(num_cells, dtype=np.int32)  # read at hot cells only
     group[hot[start]] = np.arange(len(start))
-    found = torch.from_numpy(is_hot).index_select(0, torch.from_numpy(cell)).numpy()
-    member = np.flatnonzero(found)
+    member = np.flatnonzero(is_hot.take(cell, mode="clip"))  # without mode, a copy of what take writes
     in_group = group[cell[member]]
     who, entry = spans(start[in_group], stop[in_group])
     return member[who], owner[entry]

@@ -44,9 +44,14 @@ class Similarity(ABC):
         """Whether the features are on a CUDA device."""
         return isinstance(self.query, Tensor)
 
+    @property
     @abstractmethod
-    def _prepare(self, rows: Array, left: bool) -> Array:
-        """Rows of one factor of the product; may overwrite ``rows``."""
+    def product_width(self) -> int:
+        """D′, the width of the factors of the product."""
+
+    @abstractmethod
+    def _prepare(self, rows: Array, left: bool, out: Array) -> None:
+        """Write rows of one factor of the product, made from the features ``rows``, to ``out``."""
 
     @abstractmethod
     def _score(self, query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
@@ -69,20 +74,21 @@ class Similarity(ABC):
         return self._rows(self.gallery, index, dtype, left=False)
 
     def _rows(self, features: Array, index: np.ndarray, dtype: type, left: bool) -> Array:
-        out, kind = None, np.promote_types(dtype, np.float32 if is_single(features) else np.float64)
+        out = self._empty((len(index), self.product_width), dtype)
+        kind = dtype if is_single(features) else np.float64  # narrowed last
         for low in range(0, len(index), _ROWS_AT_ONCE):
-            rows = self._prepare(_take(features, index[low : low + _ROWS_AT_ONCE], kind), left)
-            if out is None:
-                shape = len(index), rows.shape[1]
-                out = np.empty(shape, dtype) if isinstance(rows, np.ndarray) else rows.new_empty(shape)
-            out[low : low + len(rows)] = rows
+            part = slice(low, low + _ROWS_AT_ONCE)
+            self._prepare(_take(features, index[part], kind), left, out[part])
         return out
+
+    def _empty(self, shape: tuple[int, int], dtype: type) -> Array:
+        if not self.on_cuda:
+            return np.empty(shape, dtype)
+        return self.query.new_empty(shape, dtype=torch.float32 if dtype == np.float32 else torch.float64)
 
     def score_rows(self, queries: np.ndarray, gallery: np.ndarray) -> Tensor:
         """Scores in double precision (len(queries), len(gallery))."""
-        left = self.query_rows(queries)
-        shape = len(queries), len(gallery)
-        out = left.new_empty(shape) if self.on_cuda else np.empty(shape)
+        left, out = self.query_rows(queries), self._empty((len(queries), len(gallery)), np.float64)
         for low in range(0, len(gallery), _ROWS_AT_ONCE):
             block = gallery[low : low + _ROWS_AT_ONCE]
             out[:, low : low + len(block)] = left @ self.gallery_rows(block).T
@@ -110,15 +116,22 @@ class Similarity(ABC):
 class CosineSimilarity(Similarity):
     """The cosine; a vector of zeros has cosine 0 with everything."""
 
-    def _prepare(self, rows: Array, left: bool) -> Array:
+    @property
+    def product_width(self) -> int:
+        return self.query.shape[1]
+
+    def _prepare(self, rows: Array, left: bool, out: Array) -> None:
         xp = _module(rows)
         square = xp.einsum("nd,nd->n", rows, rows)
         if is_single(rows) and not ((square > _SQUARES[0]) & (square < _SQUARES[1])).all():
             double = rows.double() if self.on_cuda else rows.astype(np.float64)
             square = xp.einsum("nd,nd->n", double, double)
         scale = 1 / xp.where(square < _SHORTEST**2, np.inf, xp.sqrt(square))
-        rows *= (scale.to(rows.dtype) if self.on_cuda else scale.astype(rows.dtype))[:, None]
-        return rows
+        scale = scale.to(rows.dtype) if self.on_cuda else scale.astype(rows.dtype)
+        target = out if out.dtype == rows.dtype else rows
+        xp.multiply(rows, scale[:, None], out=target)
+        if target is not out:
+            out[:] = target
 
     def _score(self, query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         squares = np.einsum("nd,nd->n", query, query), np.einsum("nd,nd->n", gallery, gallery)
@@ -151,12 +164,15 @@ class EuclideanSimilarity(Similarity):
         blocks = np.split(np.arange(len(features)), range(_ROWS_AT_ONCE, len(features), _ROWS_AT_ONCE))
         return np.concatenate([np.linalg.norm(_host(features, block) - self._center, axis=1) for block in blocks])
 
-    def _prepare(self, rows: Array, left: bool) -> Array:
-        xp = _module(rows)
+    @property
+    def product_width(self) -> int:
+        return self.query.shape[1] + 1
+
+    def _prepare(self, rows: Array, left: bool, out: Array) -> None:
         center = torch.from_numpy(self._center).to(rows.device) if self.on_cuda else self._center
         rows = (rows - center) / self._unit  # in double precision
-        square = xp.einsum("nd,nd->n", rows, rows)[:, None]
-        return xp.concatenate([2 * rows, xp.ones_like(square)] if left else [rows, -square], axis=1)
+        out[:, :-1] = 2 * rows if left else rows
+        out[:, -1] = 1 if left else -_module(rows).einsum("nd,nd->n", rows, rows)
 
     def _score(self, query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         from_center, apart = (query - self._center) / self._unit, (query - gallery) / self._unit

@@ -9,7 +9,8 @@ import torch
 
 from d3still.evaluation import evaluate_distances, evaluate_ranking, ranks
 from d3still.evaluation.labels import match
-from d3still.evaluation.similarity import make_similarity
+from d3still.evaluation.similarity import CosineSimilarity, EuclideanSimilarity, make_similarity
+from d3still.evaluation.topk import ranked_lists
 from tests.evaluation.naive import naive_ranking
 
 # --- ties --------------------------------------------------------------------------------------------
@@ -100,6 +101,27 @@ def test_product_and_sorting_agree(family, metric, sizes):
     np.testing.assert_array_equal(fast.first_hit, sure.first_hit)
     np.testing.assert_allclose(fast.ap, sure.ap, rtol=0, atol=1e-14)
     np.testing.assert_allclose(fast.inp, sure.inp, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [CosineSimilarity, EuclideanSimilarity])
+def test_tensors_score_as_arrays_do(kind, dtype):
+    # What a CUDA device runs, here on tensors of the CPU: scores, ranks and lists.
+    rng = np.random.default_rng(3)
+    sides = [torch.from_numpy(rng.integers(-3, 4, (count, 6))).to(dtype) for count in (30, 400)]
+    labels = [rng.integers(0, 6, count) for count in (30, 400, 30, 400)]
+    matches = match(*labels, (30, 400), True)
+    queries = np.flatnonzero(matches.num_hits)
+    arrays, tensors = kind(*(side.numpy() for side in sides)), kind(*sides)
+    assert tensors.on_cuda and not arrays.on_cuda
+    for single in (np.float32, np.float64):
+        rows = tensors.gallery_rows(matches.gallery_order, single)
+        np.testing.assert_allclose(rows, arrays.gallery_rows(matches.gallery_order, single), rtol=1e-6, atol=1e-7)
+    found, expected = (ranks.rank_by_sorting(of, matches, queries) for of in (tensors, arrays))
+    np.testing.assert_array_equal(found.ap, expected.ap)
+    lists = [ranked_lists(of, matches, 20) for of in (tensors, arrays)]
+    np.testing.assert_array_equal(lists[0].indices, lists[1].indices)
+    np.testing.assert_allclose(lists[0].scores, lists[1].scores, atol=1e-14)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
