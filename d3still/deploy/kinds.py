@@ -31,6 +31,7 @@ _LEARNT_FROM = 64  # features to learn a list or a code from: more cost time and
 _CODE_BITS = 8
 _CODES = 2**_CODE_BITS
 _HNSW_LINKS, _HNSW_CONSTRUCTION = 32, 80
+_EFFORT_STEPS = 8  # an effort is chosen to an eighth of itself
 _NO_GAIN = 0.005  # codes lose what no effort brings back: once twice the effort adds less recall, it is enough
 
 
@@ -136,15 +137,14 @@ def tune(index: Any, blocks: Blocks, options: IndexOptions) -> Recall | None:
     positions = np.unique(np.linspace(0, count - 1, min(_RECALL_QUERIES, count)).astype(np.int64))
     queries, at = gather(blocks, positions), min(RECALL_AT, count - 1)
     truth = _exact_neighbours(queries, positions, blocks, at)
-    effort, highest = (1, index.nlist) if _has_lists(index) else (at + 1, count)
-    former = -1.0
-    while True:
+
+    def measured(effort: int) -> float:
         _set_effort(index, effort)
-        value = _overlap(_neighbours(index, queries, positions, at), truth)
-        in_vain = options.kind == "ivfpq" and value - former < _NO_GAIN
-        if value >= options.recall or effort >= highest or in_vain:
-            break
-        effort, former = min(2 * effort, highest), value
+        return _overlap(_neighbours(index, queries, positions, at), truth)
+
+    start, highest = (1, index.nlist) if _has_lists(index) else (at + 1, count)
+    effort, value = _least_effort(measured, start, highest, options)
+    _set_effort(index, effort)
     if value < options.recall:
         logger.warning(
             "recall@%d is %.3f, below the wanted %.3f; only longer codes or another kind would raise it",
@@ -153,6 +153,27 @@ def tune(index: Any, blocks: Blocks, options: IndexOptions) -> Recall | None:
             options.recall,
         )
     return Recall(round(value, 4), at, len(positions), count, effort)
+
+
+def _least_effort(
+    measured: Callable[[int], float], start: int, highest: int, options: IndexOptions
+) -> tuple[int, float]:
+    """The least effort that reaches the wanted recall, to an eighth, and its recall; or what comes nearest."""
+    low, effort = 0, min(start, highest)
+    value, former = measured(effort), -1.0
+    while value < options.recall and effort < highest:  # twice as much until it is reached
+        if options.kind == "ivfpq" and value - former < _NO_GAIN:
+            return effort, value
+        low, effort, former = effort, min(2 * effort, highest), value
+        value = measured(effort)
+    while value >= options.recall and low and effort - low > max(1, effort // _EFFORT_STEPS):  # then between the two
+        middle = (low + effort) // 2
+        found = measured(middle)
+        if found >= options.recall:
+            effort, value = middle, found
+        else:
+            low = middle
+    return effort, value
 
 
 def _check_codes(code_bytes: int, width: int, count: int) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from d3still.data import Sample
 from d3still.deploy import Embedder, GalleryImage, GalleryIndex, IndexOptions, export_network
 from d3still.deploy import index_file as index_file_module
-from d3still.deploy.kinds import KINDS
+from d3still.deploy.kinds import KINDS, _least_effort
 from d3still.errors import UserError
 from tests.deploy.small import make_config, needs, picture, save_pictures, save_run
 
@@ -188,6 +188,29 @@ def test_every_kind_is_searchable_and_tells_its_recall(gallery, tmp_path, kind):
     assert (recall["at"], recall["queries"], recall["images"]) == (10, 500, count)
     assert recall["value"] >= 0.9 or kind == "ivfpq", "codes lose what no effort brings back"
     assert recall["value"] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("threshold", "highest", "wanted", "kind", "expected"),
+    [
+        (1, 100, 0.9, "ivf", (1, 0.9)),
+        (2, 100, 0.9, "ivf", (2, 0.9)),
+        (37, 100, 0.9, "ivf", (40, 0.9)),  # 1, 2, 4, … 64, then 48, 40 and 36, which is too little
+        (70, 100, 0.9, "ivf", (73, 0.9)),  # 64, 100, then 82 and 73, an eighth above 64
+        (1000, 100, 0.9, "ivf", (100, 0.1)),  # never
+        (1000, 100, 0.9, "ivfpq", (2, 0.1)),  # twice the effort adds nothing
+        (3, 2, 0.9, "ivf", (2, 0.1)),
+    ],
+)
+def test_effort_is_the_least_that_reaches_the_recall(threshold, highest, wanted, kind, expected):
+    asked = []
+
+    def measured(effort):
+        asked.append(effort)
+        return 0.9 if effort >= threshold else 0.1
+
+    assert _least_effort(measured, 1, highest, IndexOptions(kind, wanted)) == expected
+    assert max(asked) <= highest and len(asked) < 12
 
 
 def test_kinds_that_cannot_be_are_refused(gallery, pictures):
