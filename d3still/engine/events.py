@@ -14,6 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from d3still.data import ImageError
+from d3still.engine.retrieval import Evaluation
+from d3still.reporting.pictures import worst_queries_picture
+
+logger = logging.getLogger(__name__)
+
 LOG_FORMAT = "%(asctime)s %(message)s"
 BAR_SECONDS_TERMINAL, BAR_SECONDS_FILE = 0.5, 30.0  # seconds between two drawings of the bar
 EXAMPLES = 8  # pairs shown in TensorBoard
@@ -94,10 +100,21 @@ class Board:
             self._writer.add_images("pairs/low_resolution", low[:EXAMPLES].numpy(), 0)
             self._writer.add_images("pairs/high_resolution", high[:EXAMPLES].numpy(), 0)
 
-    def figure(self, name: str, image: Any, step: int) -> None:
-        """A picture as an (H, W, 3) uint8 array."""
-        if self._writer:
-            self._writer.add_image(name, image, step, dataformats="HWC")
+    def hardest_queries(self, evaluation: Evaluation, sizes: dict[str, tuple[int, int]], step: int) -> None:
+        """Ranked lists of the queries of lowest AP, one picture each for AIR and SIR.
+
+        Args:
+            sizes: by name, (height, width) at which the queries were embedded.
+        """
+        if not self._writer:
+            return
+        for name, (query, result) in evaluation.hardest.items():
+            try:
+                picture = worst_queries_picture(query, evaluation.gallery, result, sizes[name])
+            except ImageError as error:  # gone since it was ranked: no reason to stop training
+                logger.warning("no picture of %s's hardest queries: %s", name, error)
+                continue
+            self._writer.add_image(f"{name}/hardest_queries", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is pending."""

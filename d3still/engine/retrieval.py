@@ -15,6 +15,9 @@ from d3still.data import BatchLoader, ImageBatch, RetrievalDataset, Sample
 from d3still.engine.distributed import gather_lists, gather_rows
 from d3still.engine.setup import Data
 from d3still.evaluation import RankingResult, evaluate_distances, evaluate_ranking, k_reciprocal_distances
+from d3still.reporting.lists import worst
+
+HARDEST, LISTED = 4, 10  # queries of lowest AP whose ranked lists are kept, and the images of each list
 
 
 @dataclass
@@ -28,12 +31,18 @@ class Features:
 
 @dataclass
 class Evaluation:
-    """Results by name: AIR and SIR (stage 0: SIR), with ``_reranked`` forms where asked for."""
+    """Results by name: AIR and SIR (stage 0: SIR), with ``_reranked`` forms where asked for.
+
+    Attributes:
+        hardest: by name, without the re-ranked forms: the few queries of lowest AP, and their results with
+            ranked lists.
+    """
 
     results: dict[str, RankingResult]
     skipped: list[str]
     query: list[Sample]
     gallery: list[Sample]
+    hardest: dict[str, tuple[list[Sample], RankingResult]]
 
     def summaries(self) -> dict[str, dict[str, float]]:
         """mAP, mINP, R1, R5, R10 of each, in percent."""
@@ -96,31 +105,51 @@ def evaluate(
     queries = {"SIR": gallery if same_images else embed(gallery_network, dataset.query, sizes.gallery_test)}
     if query_network is not None:
         queries = {"AIR": embed(query_network, dataset.query, sizes.query_test)} | queries
-    results = {}
+    results, hardest = {}, {}
     for name, query in queries.items():
-        results |= {f"{name}{kind}": result for kind, result in _rank(cfg, dataset, query, gallery).items()}
+        ranked = _rank(cfg, dataset, query, gallery)
+        results |= {f"{name}{kind}": result for kind, result in ranked.items()}
+        places = worst(ranked[""].ap, HARDEST)
+        few = Features(query.values[places], [query.indices[place] for place in places])
+        samples = [dataset.query[index] for index in few.indices]
+        hardest[name] = samples, _rank_plainly(cfg, dataset, few, gallery, topk=LISTED)
     skipped = sorted({path for feats in (gallery, *queries.values()) for path in feats.skipped})
     return Evaluation(
         results,
         skipped,
         [dataset.query[i] for i in queries["SIR"].indices],
         [dataset.gallery[i] for i in gallery.indices],
+        hardest,
     )
 
 
 def _rank(cfg: CfgNode, dataset: RetrievalDataset, query: Features, gallery: Features) -> dict[str, RankingResult]:
     """The plain ranking under "", and the re-ranked one where ``TEST.RE_RANKING`` asks for it."""
-    queries = [dataset.query[i] for i in query.indices]
-    images = [dataset.gallery[i] for i in gallery.indices]
-    names, parts = ("identity", "camera"), (queries, images)
-    labels = [np.array([getattr(sample, name) for sample in part]) for name in names for part in parts]
-    rules: dict[str, Any] = {"exclude_same_camera": cfg.TEST.EXCLUDE_SAME_CAMERA}
-    results = {"": evaluate_ranking(query.values, gallery.values, *labels, metric=cfg.TEST.TEST_METRIC, **rules)}
+    results = {"": _rank_plainly(cfg, dataset, query, gallery)}
     if cfg.TEST.RE_RANKING:
         k1, k2, weight = cfg.TEST.RE_RANKING_PARAMETER
         distances = k_reciprocal_distances(query.values, gallery.values, int(k1), int(k2), weight)
-        results["_reranked"] = evaluate_distances(distances, *labels, **rules)
+        labels, rule = _labels(dataset, query, gallery), cfg.TEST.EXCLUDE_SAME_CAMERA
+        results["_reranked"] = evaluate_distances(distances, *labels, exclude_same_camera=rule)
     return results
+
+
+def _rank_plainly(
+    cfg: CfgNode, dataset: RetrievalDataset, query: Features, gallery: Features, topk: int = 0
+) -> RankingResult:
+    rules: dict[str, Any] = {"metric": cfg.TEST.TEST_METRIC, "exclude_same_camera": cfg.TEST.EXCLUDE_SAME_CAMERA}
+    return evaluate_ranking(query.values, gallery.values, *_labels(dataset, query, gallery), topk=topk, **rules)
+
+
+def _labels(dataset: RetrievalDataset, query: Features, gallery: Features) -> list[np.ndarray]:
+    """Identities of both sides, then cameras, in the order that the ranking takes them."""
+    queries = [dataset.query[i] for i in query.indices]
+    images = [dataset.gallery[i] for i in gallery.indices]
+    return [
+        np.array([getattr(sample, name) for sample in part])
+        for name in ("identity", "camera")
+        for part in (queries, images)
+    ]
 
 
 def per_query(evaluation: Evaluation) -> dict[str, np.ndarray]:

@@ -1,10 +1,12 @@
 """The three stages through the engine, on a folder in VeRi-776's layout, and what a run leaves behind."""
 
 import json
+import struct
 
 import numpy as np
 import pytest
 import torch
+from tensorboardX.proto.event_pb2 import Event
 
 from d3still.config import load_config
 from d3still.engine.checkpoint import load_checkpoint
@@ -37,7 +39,19 @@ def test_a_run_leaves_its_files(chain, stage):
     assert lines[-1]["SIR"] == metrics["SIR"], "the reported numbers are those of the last epoch"
     for name in ("last.pth", "best.pth", "config.yaml", "log.txt", "per_query.npz"):
         assert (folder / name).stat().st_size > 0
-    assert list((folder / "tensorboard").glob("events*"))
+    pictures = {"SIR/hardest_queries"} | ({"AIR/hardest_queries"} if stage != "vanilla" else set())
+    assert pictures <= tags_of(next((folder / "tensorboard").glob("events*")))
+
+
+def tags_of(events):
+    """Names in an event file: each record is its length (8 bytes), a checksum (4), the event, a checksum (4)."""
+    data, start, tags = events.read_bytes(), 0, set()
+    while start < len(data):
+        (length,) = struct.unpack_from("<Q", data, start)
+        event = Event.FromString(data[start + 12 : start + 12 + length])
+        tags |= {value.tag for value in event.summary.value}
+        start += 12 + length + 4
+    return tags
 
 
 def test_the_frozen_network_is_the_one_of_the_stage_before(chain):
