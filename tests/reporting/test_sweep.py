@@ -17,7 +17,7 @@ from tests.tiny import REPOSITORY
 ACD_ROP = REPOSITORY / "configs/emoji/acd_rop.yaml"
 
 
-def planned(root, key="ACD.ALPHA", values=("0", "3.0", "1.5"), seeds=(2024, 2025), settings=()):
+def planned(root, key="ACD.ALPHA", values=("0", "0.3", "1.5"), seeds=(2024, 2025), settings=()):
     return plan_sweep(ACD_ROP, key, values, seeds, ["OUTPUT_DIR.ROOT_PATH", str(root), *settings])
 
 
@@ -38,12 +38,12 @@ def test_a_value_has_its_own_folder_and_the_configs_own_value_is_the_experiment(
     places = {value: by_seed[2025].folder.relative_to(tmp_path).as_posix() for value, by_seed in plan.runs.items()}
     assert places == {
         0.0: "emoji/acd_rop/sweep/ACD.ALPHA=0/seed2025",
+        0.3: "emoji/acd_rop/seed2025",
         1.5: "emoji/acd_rop/sweep/ACD.ALPHA=1.5/seed2025",
-        3.0: "emoji/acd_rop/seed2025",
     }
-    assert list(plan.runs) == [0.0, 1.5, 3.0], "in order of the value"
+    assert list(plan.runs) == [0.0, 0.3, 1.5], "in order of the value"
     assert len(plan.all_runs) == 2 * (2 + 3), "stages 0 and 1 once a seed"
-    assert [by_seed[2024].cfg.ACD.ALPHA for by_seed in plan.runs.values()] == [0.0, 1.5, 3.0]
+    assert [by_seed[2024].cfg.ACD.ALPHA for by_seed in plan.runs.values()] == [0.0, 0.3, 1.5]
     assert plan.folder == tmp_path / "emoji/acd_rop/sweep"
 
 
