@@ -93,7 +93,7 @@ def test_the_figure_has_four_panels_with_units(sweep, tmp_path):
     assert {axes.get_xlabel() for axes in figure.axes} == {"α (ACD.ALPHA)"}
     for axes, column in zip(figure.axes, (("AIR", "mAP"), ("AIR", "R1"), ("SIR", "mAP"), ("SIR", "R1")), strict=True):
         line = axes.get_lines()[0]
-        assert line.get_xdata() == pytest.approx([0, 1.5, 3])
+        assert line.get_xdata() == pytest.approx([0, 0.3, 1.5])
         assert line.get_ydata() == pytest.approx([row.summary(column)[0] for row in sweep.rows.values()])
         baseline = next(line for line in axes.get_lines() if line.get_label() == "baseline")
         assert baseline.get_ydata()[0] == pytest.approx(sweep.baseline.summary(column)[0])
