@@ -15,9 +15,9 @@ from d3still.data import BatchLoader, ImageBatch, RetrievalDataset, Sample
 from d3still.engine.distributed import gather_lists, gather_rows
 from d3still.engine.setup import Data
 from d3still.evaluation import RankingResult, evaluate_distances, evaluate_ranking, k_reciprocal_distances
-from d3still.reporting.lists import worst
+from d3still.reporting.lists import WORST, worst
 
-HARDEST, LISTED = 4, 10  # queries of lowest AP whose ranked lists are kept, and the images of each list
+LISTED = 10  # images in the ranked list of a hard query
 
 
 @dataclass
@@ -34,8 +34,8 @@ class Evaluation:
     """Results by name: AIR and SIR (stage 0: SIR), with ``_reranked`` forms where asked for.
 
     Attributes:
-        hardest: by name, without the re-ranked forms: the few queries of lowest AP, and their results with
-            ranked lists.
+        hardest: where asked for, by name without the re-ranked forms: the few queries of lowest AP, and their
+            results with ranked lists.
     """
 
     results: dict[str, RankingResult]
@@ -88,12 +88,18 @@ def extract(
 
 
 def evaluate(
-    cfg: CfgNode, data: Data, query_network: nn.Module | None, gallery_network: nn.Module, device: torch.device
+    cfg: CfgNode,
+    data: Data,
+    query_network: nn.Module | None,
+    gallery_network: nn.Module,
+    device: torch.device,
+    list_hardest: bool = False,
 ) -> Evaluation:
     """Rank the dataset's queries in both ways.
 
     AIR: query-network features of the queries against gallery-network features of the gallery.
     SIR: gallery-network features of both. Without a query network (stage 0) there is SIR only.
+    ``list_hardest`` also ranks the few hardest queries in full (`Evaluation.hardest`).
     """
     dataset, sizes = data.dataset, data.sizes
 
@@ -109,10 +115,11 @@ def evaluate(
     for name, query in queries.items():
         ranked = _rank(cfg, dataset, query, gallery)
         results |= {f"{name}{kind}": result for kind, result in ranked.items()}
-        places = worst(ranked[""].ap, HARDEST)
-        few = Features(query.values[places], [query.indices[place] for place in places])
-        samples = [dataset.query[index] for index in few.indices]
-        hardest[name] = samples, _rank_plainly(cfg, dataset, few, gallery, topk=LISTED)
+        if list_hardest:
+            places = worst(ranked[""].ap, WORST)
+            few = Features(query.values[places], [query.indices[place] for place in places])
+            samples = [dataset.query[index] for index in few.indices]
+            hardest[name] = samples, _rank_plainly(cfg, dataset, few, gallery, topk=LISTED)
     skipped = sorted({path for feats in (gallery, *queries.values()) for path in feats.skipped})
     return Evaluation(
         results,

@@ -232,7 +232,8 @@ class Trainer:
     def _evaluate(self) -> Evaluation:
         """Evaluate both networks; the best so far goes to ``best.pth``."""
         share_buffers(self.distiller.learner_network)
-        evaluation = evaluate(self.cfg, self.data, self.distiller.query, self.distiller.gallery, self.device)
+        networks = self.distiller.query, self.distiller.gallery
+        evaluation = evaluate(self.cfg, self.data, *networks, self.device, list_hardest=self.ranks.is_main)
         self.skipped.update(evaluation.skipped)
         for name, values in evaluation.summaries().items():
             logger.info("%s: %s", name, ", ".join(f"{key} {value:.2f} %" for key, value in values.items()))

@@ -21,7 +21,7 @@ from d3still.evaluation.similarity import Similarity
 _BLOCK = 1 << 25  # float32 scores held at once: 128 MiB
 _DOUBLE_BLOCK = 1 << 22  # double scores held at once; sorting takes several times their 32 MiB
 _GROUP = 1 << 21  # scores that one worker counts at a time: enough to outweigh the calls, few enough for the cache
-_MOST_WORKERS = 16  # bounds their memory, some 20 MiB each
+_MOST_WORKERS = 16  # bounds their memory, some 40 MiB each
 _SAMPLE = (31, 255)  # queries and gallery images on which rounding is measured; odd, to meet every kernel
 _SAMPLE_HITS = 4  # right answers of each sampled query among these images
 _SAFETY = 2  # the largest error of a whole product over the largest of the sample

@@ -13,6 +13,8 @@ from torch import Tensor
 from d3still.data import Sample
 from d3still.evaluation import RankedLists, evaluate_ranking
 
+WORST = 4  # queries shown where the worst are
+
 
 class Embedded(NamedTuple):
     """Both sides of a retrieval: samples, and their features (N, D) in the same order.

@@ -20,7 +20,7 @@ from d3still.data.image import crop
 from d3still.data.transforms import resize
 from d3still.errors import UserError
 from d3still.evaluation import RankingResult
-from d3still.reporting.lists import Entry, RankedList, Ranking, worst
+from d3still.reporting.lists import WORST, Entry, RankedList, Ranking, worst
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ LINE = 16  # pixels from one line of text to the next
 GAP, BORDER = 10, 4
 MIN_WIDTH = 480  # pixels, for the headings
 COLUMNS = 10  # gallery images in one line
-WORST = 4  # queries in a picture of the worst
 GREYED = 0.65  # how far an excluded image is faded to white
 
 
