@@ -8,8 +8,12 @@ import time
 
 import pytest
 import torch
+import yaml
 
+from d3still.config import dump_config, load_config
+from d3still.distillers import DISTILLERS
 from d3still.engine.checkpoint import load_checkpoint, save_checkpoint
+from d3still.engine.run_folder import config_differences
 from d3still.engine.signals import Preempted
 from d3still.engine.trainer import Trainer
 from d3still.errors import UserError
@@ -112,6 +116,38 @@ def test_resume_from_a_path(chain, run_stage, tmp_path):
     assert (whole / "epoch_1.pth").exists() and not (whole / "epoch_2.pth").exists(), "the last epoch is last.pth"
     from_copy = run_stage("rop", tmp_path / "copy", resume=str(whole / "epoch_1.pth"), **more)
     assert result(whole)[2] == result(from_copy)[2]
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value", "counts"),
+    [
+        ("rop", "ROP.KD_WEIGHT", 7.0, True),
+        ("rop", "FITNET.KD_WEIGHT", 7.0, False),
+        ("rop", "RAHO.GAMMA", 0.7, False),
+        ("vanilla", "ROP.KD_WEIGHT", 7.0, False),
+        ("acd_rop", "ROP.KD_WEIGHT", 7.0, True),
+        ("acd_rop", "CSD.KD_WEIGHT", 7.0, False),
+        ("acd_rop", "ACD.ALPHA", 7.0, True),
+        ("acd_rop", "RAHO.GAMMA", 0.7, True),
+        ("rop", "SOLVER.BASE_LR", 0.7, True),
+    ],
+)
+def test_only_a_setting_that_the_run_computes_with_makes_it_another_run(config, key, value, counts):
+    """Else one baseline's weight, changed in the file that all share, would lose the runs of all others."""
+
+    def tree(*settings):
+        return yaml.safe_load(dump_config(load_config(REPOSITORY / f"configs/emoji/{config}.yaml", settings)))
+
+    differing = config_differences(tree(), tree(key, str(value)))
+    assert [line.split(":")[0] for line in differing] == ([key] if counts else [])
+
+
+def test_the_section_of_a_class_that_a_distiller_is_made_from_counts(monkeypatch):
+    monkeypatch.setattr(DISTILLERS, "_entries", dict(DISTILLERS._entries))
+    mine = DISTILLERS.register("Mine")(type("Mine", (DISTILLERS.get("ROP"),), {}))
+    assert mine.section == "Mine"
+    before = {"DISTILLER": {"TYPE": "Mine"}, "SOLVER": {"OPTIMIZER_BUILDER": "Uniform"}, "ROP": 1, "CSD": 1}
+    assert config_differences(before, before | {"ROP": 2, "CSD": 2}) == ["ROP: 1 → 2"]
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(tmp_path):
