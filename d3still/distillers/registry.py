@@ -35,3 +35,20 @@ class DistillerRegistry(Registry):
 
 
 DISTILLERS = DistillerRegistry("distiller", "DISTILLER.TYPE")
+
+
+def idle_sections(config: Mapping[str, Any]) -> set[str]:
+    """Sections of a config that its run never reads: other distillers' own, and RAHO's under another builder.
+
+    A class may read the sections of those that it is made from; of an unknown one nothing can be said.
+
+    Args:
+        config: a whole config, as a plain tree.
+    """
+    name = config["DISTILLER"]["TYPE"]
+    chosen = [name] if name != "ACD" else [name, config["ACD"]["BASELINE"]]
+    if not all(name in DISTILLERS for name in chosen):
+        return set()
+    read = {getattr(kind, "section", "") for name in chosen for kind in DISTILLERS.get(name).__mro__}
+    idle = {DISTILLERS.get(name).section for name in DISTILLERS} - read
+    return idle if config["SOLVER"]["OPTIMIZER_BUILDER"] == "RAHO" else idle | {"RAHO"}

@@ -11,7 +11,7 @@ import yaml
 from yacs.config import CfgNode
 
 from d3still.config import dump_config
-from d3still.distillers import DISTILLERS
+from d3still.distillers import idle_sections
 from d3still.engine.checkpoint import load_checkpoint, remove_leftovers
 from d3still.errors import UserError
 from d3still.files import write_text
@@ -109,22 +109,8 @@ class RunFolder:
 
 def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``KEY: before → now`` for each key that differs and may not: one that either run computes with."""
-    idle = _idle_sections(before) & _idle_sections(now)
+    idle = idle_sections(before) & idle_sections(now)
     return _differences(*({name: part for name, part in tree.items() if name not in idle} for tree in (before, now)))
-
-
-def _idle_sections(config: dict[str, Any]) -> set[str]:
-    """Sections that the run never reads: of distillers that take no part in it, and RAHO's under another builder.
-
-    A class may read the sections of those that it is made from; of an unknown one nothing can be said.
-    """
-    name = config["DISTILLER"]["TYPE"]
-    chosen = [name] if name != "ACD" else [name, config["ACD"]["BASELINE"]]
-    if not all(name in DISTILLERS for name in chosen):
-        return set()
-    read = {getattr(kind, "section", "") for name in chosen for kind in DISTILLERS.get(name).__mro__}
-    idle = {DISTILLERS.get(name).section for name in DISTILLERS} - read
-    return idle if config["SOLVER"]["OPTIMIZER_BUILDER"] == "RAHO" else idle | {"RAHO"}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
