@@ -3,7 +3,7 @@
 from d3still.distillers import cc, csd, d3, fitnet, kd, pkt, raml, rkd, rop, ugd, vanilla
 from d3still.distillers.acd import distiller
 from d3still.distillers.base import Distiller, Pair, SupervisedLoss
-from d3still.distillers.registry import DISTILLERS, idle_sections
+from d3still.distillers.registry import DISTILLERS, without_idle_sections
 
 __all__ = [
     "DISTILLERS",
@@ -15,7 +15,6 @@ __all__ = [
     "d3",
     "distiller",
     "fitnet",
-    "idle_sections",
     "kd",
     "pkt",
     "raml",
@@ -23,4 +22,5 @@ __all__ = [
     "rop",
     "ugd",
     "vanilla",
+    "without_idle_sections",
 ]

@@ -37,13 +37,20 @@ class DistillerRegistry(Registry):
 DISTILLERS = DistillerRegistry("distiller", "DISTILLER.TYPE")
 
 
-def idle_sections(config: Mapping[str, Any]) -> set[str]:
-    """Sections of a config that its run never reads: other distillers' own, and RAHO's under another builder.
-
-    A class may read the sections of those that it is made from; of an unknown one nothing can be said.
+def without_idle_sections(*configs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Configs without the sections that none of their runs reads, to be compared by what is left.
 
     Args:
-        config: a whole config, as a plain tree.
+        configs: whole configs, as plain trees.
+    """
+    idle = set.intersection(*map(_idle_sections, configs))
+    return [{name: section for name, section in config.items() if name not in idle} for config in configs]
+
+
+def _idle_sections(config: Mapping[str, Any]) -> set[str]:
+    """Sections that a run never reads: other distillers' own, and RAHO's under another builder.
+
+    A class may read the sections of those that it is made from; of an unknown one nothing can be said.
     """
     name = config["DISTILLER"]["TYPE"]
     chosen = [name] if name != "ACD" else [name, config["ACD"]["BASELINE"]]

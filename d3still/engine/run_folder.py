@@ -11,7 +11,7 @@ import yaml
 from yacs.config import CfgNode
 
 from d3still.config import dump_config
-from d3still.distillers import idle_sections
+from d3still.distillers import without_idle_sections
 from d3still.engine.checkpoint import load_checkpoint, remove_leftovers
 from d3still.errors import UserError
 from d3still.files import write_text
@@ -109,8 +109,7 @@ class RunFolder:
 
 def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``KEY: before → now`` for each key that differs and may not: one that either run computes with."""
-    idle = idle_sections(before) & idle_sections(now)
-    return _differences(*({name: part for name, part in tree.items() if name not in idle} for tree in (before, now)))
+    return _differences(*without_idle_sections(before, now))
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

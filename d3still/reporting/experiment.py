@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from d3still.distillers import idle_sections
+from d3still.distillers import without_idle_sections
 from d3still.errors import UserError
 
 Tree = Mapping[str, Any]
@@ -127,8 +127,7 @@ def differences(one: Tree, other: Tree) -> list[tuple[str, Any, Any]]:
 
     Keys that neither run reads, such as another baseline's weight, are no difference.
     """
-    idle = idle_sections(one) & idle_sections(other)
-    before, after = ({k: v for k, v in leaves(tree).items() if k.split(".")[0] not in idle} for tree in (one, other))
+    before, after = map(leaves, without_idle_sections(one, other))
     keys = sorted({*before, *after})
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
