@@ -69,16 +69,15 @@ def check_dataset(dataset: RetrievalDataset, *, fast: bool = False) -> Check:
 def contact_sheet(dataset: RetrievalDataset, path: Path) -> None:
     """Saves a picture: rows of training identities, then queries each followed by its gallery images."""
     train, query, gallery = map(_by_identity, (dataset.train, dataset.query, dataset.gallery))
-    originals = {label: identity for identity, label in dataset.identity_map.items()}
     rows = [
-        (f"train: identity {originals[label]} (label {label})", train[label])
+        (f"train: identity {train[label][0].name} (label {label})", train[label])
         for label in _spread(sorted(train), SHEET_ROWS)
     ]
     matched = sorted(query.keys() & gallery.keys() - {JUNK_IDENTITY})
     for identity in _spread(matched, SHEET_ROWS):
         first = query[identity][0]
         others = [sample for sample in gallery[identity] if sample.path != first.path]
-        rows.append((f"query, gallery: identity {identity}", [first, *others]))
+        rows.append((f"query, gallery: identity {first.name}", [first, *others]))
     cell = THUMB + _CAPTION
     sheet = Image.new("RGB", (SHEET_COLUMNS * THUMB, max(1, len(rows)) * cell), "white")
     draw = ImageDraw.Draw(sheet)

@@ -160,10 +160,11 @@ def _labels(dataset: RetrievalDataset, query: Features, gallery: Features) -> li
 
 
 def per_query(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """What comparisons between runs need, query by query: identities, AP, INP, first hit, CMC."""
+    """What comparisons between runs need, query by query: identities, their names, AP, INP, first hit, CMC."""
     arrays = {
         "query_paths": np.array([sample.path for sample in evaluation.query]),
         "query_ids": np.array([sample.identity for sample in evaluation.query]),
+        "query_names": np.array([sample.name for sample in evaluation.query]),
     }
     for name, result in evaluation.results.items():
         arrays |= {

@@ -252,6 +252,7 @@ class Trainer:
             **network_state(self.distiller),
             "config": dump_config(self.cfg),
             "identity_map": self.data.dataset.identity_map,
+            "identity_names": self.data.dataset.identity_names,
         }
 
     def _save(self, path: Any, seconds: float | None = None) -> None:

@@ -41,6 +41,21 @@ def test_tested_names_are_numbered_and_junk_stays_junk():
     assert data.query[0].identity == 1
 
 
+def test_identities_keep_the_names_they_were_given():
+    data = build(
+        train=[("a", "0009", 0), ("b", "9", 0)],
+        query=[("q", "shoe-17", 0)],
+        gallery=[("g", "shoe-17", 1), ("h", "08", 1), ("j", "-1", 1)],
+    )
+    assert [sample.name for sample in data.train] == ["0009", "0009"]  # one identity has one name
+    assert [sample.name for sample in data.query + data.gallery] == ["shoe-17", "shoe-17", "08", "-1"]
+    assert data.identity_names == {1: "shoe-17", 0: "08", -1: "-1"}
+    assert build(query=[("q", 7, 0)], gallery=[("g", "007", 1)]).identity_names == {7: "7"}
+    code = "4" * 5000  # more digits than a number here, or Python's own reading of one, takes
+    assert build(query=[("q", code, 0)], gallery=[("g", code, 1)]).identity_names == {0: code}
+    assert Sample("a", 3, 0).name == "3" and Sample("a", 3, 0, name="x") == Sample("a", 3, 0)
+
+
 def test_without_cameras_each_file_is_its_own_also_as_query_and_gallery_at_once():
     both = [("b", 5), ("a", 5), ("c", 5)]
     data = build(query=both, gallery=[*both, ("d", 5)])

@@ -86,6 +86,9 @@ def test_per_query_results_average_to_the_reported_ones(chain):
         assert np.nanmean(arrays["AIR_ap"]) * 100 == pytest.approx(read(chain, "acd_rop")["AIR"]["mAP"])
         assert np.mean(arrays["AIR_first_hit"] == 1) * 100 == pytest.approx(read(chain, "acd_rop")["AIR"]["R1"])
         assert len(arrays["query_ids"]) == len(arrays["query_paths"]) == 6
+        assert arrays["query_names"].tolist() == ["11", "11", "12", "12", "13", "13"]
+    saved = load_checkpoint(run_folder(chain, "acd_rop") / "last.pth")
+    assert saved["identity_names"] == {11: "11", 12: "12", 13: "13"}
 
 
 def test_a_finished_run_says_so_and_stays(chain, run_stage, caplog):

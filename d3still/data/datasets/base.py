@@ -26,15 +26,25 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset: its path, its identity's number and its camera's, which counts from 0.
+    """One image of a dataset; equal ones are so whatever their identity is called.
 
-    ``box`` (left, top, right, bottom, in pixels of the upright image) is the part to use, if not all.
+    Attributes:
+        path: of the file.
+        identity: its number; in training the label.
+        camera: its number, from 0.
+        box: the part to use (left, top, right, bottom, in pixels of the upright image), if not all.
+        name: what the dataset calls the identity: a folder's name, a table's entry; its number where it has no name.
     """
 
     path: str
     identity: int
     camera: int
     box: Box | None = None
+    name: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", str(self.identity))
 
 
 class Record(NamedTuple):
@@ -72,6 +82,11 @@ class RetrievalDataset:
     def num_classes(self) -> int:
         """The number of training identities."""
         return len(self.identity_map)
+
+    @property
+    def identity_names(self) -> dict[int, str]:
+        """The tested identities' numbers → what the dataset calls them."""
+        return {sample.identity: sample.name for sample in self.query + self.gallery}
 
     def counts(self) -> dict[str, int]:
         """Images and identities of each part, and cameras of query and gallery together."""
@@ -116,12 +131,12 @@ class RetrievalDataset:
             )
         tested = parts["query"] + parts["gallery"]
         numbers = _numbers(_in_order(tested))
-        cameras = _own_cameras(tested)
+        names, cameras = _names(tested, numbers), _own_cameras(tested)
         return cls(
             name=name,
-            train=_samples(parts["train"], labels, _own_cameras(parts["train"])),
-            query=_samples(parts["query"], numbers, cameras),
-            gallery=_samples(parts["gallery"], numbers, cameras),
+            train=_samples(parts["train"], labels, _names(parts["train"], labels), _own_cameras(parts["train"])),
+            query=_samples(parts["query"], numbers, names, cameras),
+            gallery=_samples(parts["gallery"], numbers, names, cameras),
             identity_map=labels,
         )
 
@@ -145,7 +160,8 @@ def _in_order(records: Iterable[Record]) -> list[str | int]:
 
 
 def _is_number(identity: str | int) -> bool:
-    return isinstance(identity, int) or re.fullmatch(r"-?[0-9]+", identity) is not None
+    """Whether it is one that an int64 holds; longer ones, such as bar codes, are names."""
+    return isinstance(identity, int) or re.fullmatch(r"-?[0-9]{1,18}", identity) is not None
 
 
 def _numbers(identities: Sequence[str | int]) -> dict[str, int]:
@@ -163,15 +179,23 @@ def _own_cameras(records: Sequence[Record]) -> dict[str, int]:
     return {path: camera for camera, path in enumerate(alone, start=first)}
 
 
-def _samples(records: Sequence[Record], numbers: dict[str, int], cameras: dict[str, int]) -> list[Sample]:
-    def number(identity: str | int) -> int:
-        text = str(identity)
-        return numbers[text] if text in numbers else numbers[str(int(identity))]
-
+def _samples(
+    records: Sequence[Record], numbers: dict[str, int], names: dict[int, str], cameras: dict[str, int]
+) -> list[Sample]:
     return [
-        Sample(r.path, number(r.identity), cameras[r.path] if r.camera is None else r.camera, r.box)
-        for r in records
+        Sample(r.path, number, cameras[r.path] if r.camera is None else r.camera, r.box, names[number])
+        for r, number in ((record, _number(record, numbers)) for record in records)
     ]
+
+
+def _number(record: Record, numbers: dict[str, int]) -> int:
+    text = str(record.identity)
+    return numbers[text] if text in numbers else numbers[str(int(record.identity))]
+
+
+def _names(records: Sequence[Record], numbers: dict[str, int]) -> dict[int, str]:
+    """Each number's name, as the first of its images spells it: "0700" rather than 700."""
+    return {_number(record, numbers): str(record.identity) for record in reversed(records)}
 
 
 def _first_junk(records: Sequence[Record]) -> str:
