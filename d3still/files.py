@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from d3still.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows deletes no file that is open
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = ".d3still-part"  # how the names of unfinished files end, and of no others
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -22,8 +31,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_temporary_prefix(path), delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY, delete=False
+        ) as file:
             temporary = Path(file.name)
+            _is_free(file)  # ours from now on, until it is closed
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -44,13 +56,33 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what a process that was killed while it wrote ``path`` left beside it."""
-    for leftover in path.parent.glob(f"{_temporary_prefix(path)}*"):
-        leftover.unlink(missing_ok=True)
+    """Delete what a process that was killed while it wrote ``path`` left beside it, and nothing else.
+
+    A file that a living process is writing stays.
+    """
+    own = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]+{re.escape(_TEMPORARY)}")
+    if not path.parent.is_dir():
+        return
+    for leftover in path.parent.iterdir():
+        if own.fullmatch(leftover.name) and leftover.is_file() and not leftover.is_symlink():
+            with suppress(OSError):  # another user's, or another process was quicker
+                with leftover.open("rb") as file:
+                    abandoned = _is_free(file)
+                if abandoned:
+                    leftover.unlink()
 
 
-def _temporary_prefix(path: Path) -> str:
-    return f".{path.name}."
+def _is_free(file: IO[bytes]) -> bool:
+    """Whether no process has this file locked; from then on this one has, until it closes the file or dies."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _flush_folder(folder: Path) -> None:
