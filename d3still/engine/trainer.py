@@ -291,8 +291,7 @@ class Trainer:
     def _build_optimizer(self, saved: dict[str, Any] | None) -> Built:
         report = None if saved is None else saved["optimizer_report"]
         began = time.perf_counter()
-        with self.precision.autocast():
-            built = build_optimizer(self.cfg, self.distiller, self.pairs, report)
+        built = build_optimizer(self.cfg, self.distiller, self.pairs, report)
         if built.report and report is None:
             logger.info("block importance measured in %.1f s", time.perf_counter() - began)
         return built
