@@ -9,7 +9,7 @@ from typing import Any
 
 from d3still.reporting.comparison import Comparison
 from d3still.reporting.rows import AGAINST, PROTOCOLS, Column, Row
-from d3still.reporting.runs import MEASURES
+from d3still.runs.finished import MEASURES
 
 CSV_HEADER = (
     "pair", "baseline", "variant", "protocol", "measure", "seeds", "mean", "deviation", "published",
