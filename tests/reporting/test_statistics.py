@@ -36,6 +36,14 @@ def test_a_constant_shift_is_certain():
     assert verdict.low == pytest.approx(0.5) and verdict.high == pytest.approx(0.5)
 
 
+def test_before_and_after_of_an_identity_are_drawn_together():
+    """Ten points on each query, whatever its AP, in identities of 1 to 40 queries: ten in every resample."""
+    identities = np.repeat(np.arange(40), np.arange(1, 41))
+    before = np.random.default_rng(2).uniform(0, 90, len(identities))
+    verdict = paired_bootstrap((before + 10) - before, identities)
+    assert (verdict.low, verdict.high) == pytest.approx((10.0, 10.0)) and verdict.p < 0.001
+
+
 def test_turning_the_comparison_round_mirrors_it():
     one, other = paired_bootstrap(gains(0.7), IDENTITIES), paired_bootstrap(-gains(0.7), IDENTITIES)
     assert one.p == other.p
