@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from d3still.data import ImageError
 from d3still.engine.retrieval import Evaluation
 from d3still.reporting.pictures import worst_queries_picture
+from d3still.text import VisibleFormatter
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +37,12 @@ def logging_to(path: Path | None, quiet: bool = False) -> Iterator[None]:
     handlers: list[logging.Handler] = []
     if not root.handlers:
         console = logging.StreamHandler(sys.stderr)
-        console.setFormatter(logging.Formatter("%(message)s"))
+        console.setFormatter(VisibleFormatter())
         handlers.append(console)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter(LOG_FORMAT))
+        file.setFormatter(VisibleFormatter(LOG_FORMAT))
         handlers.append(file)
     for handler in handlers:
         root.addHandler(handler)
