@@ -51,8 +51,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_atomically` for text."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    r"""`write_atomically` for text; undecodable letters of file names are written as ``\udcff``."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def remove_leftovers(path: Path) -> None:

@@ -28,6 +28,7 @@ from d3still.reporting.sweep import (
     sweep_text,
 )
 from d3still.reporting.words import is_key, is_whole_number, split_words
+from d3still.text import visible
 
 SOME_FAILED = 1  # exit status when values or seeds are missing from the figure
 
@@ -65,7 +66,7 @@ def main() -> int:
     paths = save_figure(sweep_figure(sweep), out, stem)
     write_files(out, {f"{stem}.json": sweep_json(sweep), f"{stem}.csv": sweep_csv(sweep)})
     print(sweep_text(sweep))
-    print("\n".join(map(str, paths)))
+    print("\n".join(map(visible, paths)))
     return 0 if all(outcome.usable for outcome in outcomes) else SOME_FAILED
 
 

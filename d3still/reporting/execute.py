@@ -9,7 +9,8 @@ from pathlib import Path
 
 from d3still.errors import UserError
 from d3still.reporting.plan import PlannedRun
-from d3still.runs.finished import METRICS
+from d3still.reporting.runs import METRICS
+from d3still.text import visible
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,6 @@ def _carry_out_one(
 def plan_text(plan: Sequence[PlannedRun], is_finished: Callable[[PlannedRun], bool]) -> str:
     """The plan, a line a run: its state, its name, and what is wrong with it if anything is."""
     outcomes = [state_of(planned, is_finished) for planned in plan]
-    lines = [f"{o.state:9} {o.planned.name}" + (f": {o.reason}" if o.reason else "") for o in outcomes]
+    lines = [visible(f"{o.state:9} {o.planned.name}" + (f": {o.reason}" if o.reason else "")) for o in outcomes]
     left = sum(outcome.state in (STARTED, MISSING) for outcome in outcomes)
     return "\n".join([*lines, f"{left} of {len(plan)} runs are left to train"]) + "\n"

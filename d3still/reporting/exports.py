@@ -5,33 +5,32 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from d3still.reporting.comparison import Comparison
 from d3still.reporting.rows import AGAINST, PROTOCOLS, Column, Row
-from d3still.runs.finished import MEASURES
+from d3still.reporting.runs import MEASURES
+from d3still.text import visible
 
 CSV_HEADER = (
     "pair", "baseline", "variant", "protocol", "measure", "seeds", "mean", "deviation", "published",
     *(f"{name}_over_{other}" for other in AGAINST for name in ("delta", "low", "high", "p", "p_holm")),
 )  # fmt: skip
+FORMULA = tuple("=+-@＝＋－＠")  # a spreadsheet computes a text that begins so
 
 
 def to_json(comparison: Comparison) -> str:
     """{"runs": [{pair, baseline, variant, seed, precision, AIR, SIR, seconds}, …]}, scores in percent."""
     runs = [run_entry(row, seed) for row in comparison.rows for seed in row.seeds]
-    return json.dumps({"runs": runs}, indent=1, ensure_ascii=False) + "\n"
+    return json_text({"runs": runs})
 
 
 def to_csv(comparison: Comparison) -> str:
     """A line a row, protocol and measure, in percent; empty where there is no number."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
-    for row in comparison.rows:
-        for protocol in PROTOCOLS:
-            writer.writerows(_cells(row, (protocol, measure)) for measure in MEASURES)
-    return buffer.getvalue()
+    columns = [(protocol, measure) for protocol in PROTOCOLS for measure in MEASURES]
+    return csv_text([CSV_HEADER, *(_cells(row, column) for row in comparison.rows for column in columns)])
 
 
 def run_entry(row: Row, seed: int) -> dict[str, Any]:
@@ -51,26 +50,33 @@ def run_entry(row: Row, seed: int) -> dict[str, Any]:
 
 
 def _cells(row: Row, column: Column) -> list[Any]:
-    mean, deviation = row.summary(column)
     published = (row.published or {}).get(column[1]) if column[0] == "AIR" else None
-    cells = [
-        row.pair,
-        row.baseline,
-        row.variant,
-        *column,
-        len(row.seeds),
-        number_text(mean),
-        number_text(deviation),
-        published,
-    ]
+    cells = [row.pair, row.baseline, row.variant, *column, len(row.seeds), *row.summary(column), published]
     for other in AGAINST:
         difference = row.differences.get(other, {}).get(column)
         verdict = None if difference is None else difference.verdict
-        cells.append(number_text(None if difference is None else difference.value))
-        cells += [number_text(getattr(verdict, name, None)) for name in ("low", "high", "p", "p_holm")]
+        cells.append(None if difference is None else difference.value)
+        cells += [getattr(verdict, name, None) for name in ("low", "high", "p", "p_holm")]
     return cells
 
 
-def number_text(value: float | None) -> str:
-    """Six significant digits; empty for no number."""
-    return "" if value is None else f"{value:.6g}"
+def json_text(content: Any) -> str:
+    """JSON as the standard has it: NaN and infinities, which it lacks, become null."""
+    strict = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    return json.dumps(strict, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def csv_text(lines: Iterable[Sequence[Any]]) -> str:
+    """Comma-separated lines: numbers to six significant digits, empty for none, and texts that stay texts."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(map(_csv_cell, line) for line in lines)
+    return buffer.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else ""
+    if isinstance(value, str):
+        text = visible(value)
+        return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from d3still.errors import UserError
+from d3still.files import write_text
 from d3still.reporting.comparison import Comparison
 from d3still.reporting.exports import to_csv, to_json
 from d3still.reporting.html.page import SHOWN_QUERIES, report_html
@@ -39,21 +40,20 @@ def write_comparison(
             f"{TABLE}.tex": to_latex(tables, notes),
             f"{TABLE}.csv": to_csv(comparison),
             DATA: to_json(comparison),
+            REPORT: report_html(comparison, lists_of, shown_queries),
         },
     )
-    write_files(folder, {REPORT: report_html(comparison, lists_of, shown_queries)})
     return to_console(tables, notes)
 
 
 def write_files(folder: Path, texts: dict[str, str]) -> None:
-    """Write texts by their file names; undecodable letters of file names are written as question marks.
+    """Write texts by their file names, each whole or not at all.
 
     Raises:
-        UserError: when the folder cannot be written to.
+        UserError: when one cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_bytes(text.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
+    for name, text in texts.items():
+        try:
+            write_text(folder / name, text)
+        except UserError as error:
+            raise UserError(f"{error}, or choose another folder with --out") from error

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import IO
 
 import matplotlib
 import numpy as np
@@ -20,7 +21,9 @@ from d3still.data.image import crop
 from d3still.data.transforms import resize
 from d3still.errors import UserError
 from d3still.evaluation import RankingResult
+from d3still.files import write_atomically
 from d3still.reporting.lists import WORST, Entry, RankedList, Ranking, worst
+from d3still.text import visible
 
 logger = logging.getLogger(__name__)
 
@@ -118,11 +121,18 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     Raises:
         UserError: when the format is not known or the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the picture {path} ({error}); choose another --out, such as list.png") from error
+    Image.init()
+    kind = Image.EXTENSION.get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise UserError(f"cannot write the picture {path}: no such format; choose another --out, such as list.png")
+
+    def save(file: IO[bytes]) -> None:
+        try:
+            Image.fromarray(picture).save(file, kind)
+        except ValueError as error:  # such as more pixels than the format can have
+            raise OSError(error) from error
+
+    write_atomically(path, save)
 
 
 def network_view(sample: Sample, size: Size) -> torch.Tensor:
@@ -239,7 +249,7 @@ def _text(
 ) -> None:
     """One line of text, shortened in the middle to ``room`` pixels."""
     font = _font(points)
-    text = "".join(letter if letter.isprintable() else "�" for letter in text)
+    text = visible(text)
     kept = len(text)
     shown = text
     while kept > 1 and draw.textlength(shown, font=font) > room:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +12,15 @@ from matplotlib.figure import Figure
 
 from d3still.config import Config
 from d3still.errors import UserError
+from d3still.files import write_atomically
 from d3still.reporting.comparison import compare
-from d3still.reporting.exports import number_text, run_entry
+from d3still.reporting.experiment import BASELINE, SWEEP, baseline_of, pair_of, stage_of
+from d3still.reporting.exports import csv_text, json_text, run_entry
 from d3still.reporting.plan import PlannedRun, Planner
 from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row
+from d3still.reporting.runs import MEASURES, read_run
 from d3still.reporting.tables import pair_title
-from d3still.runs.facts import BASELINE, SWEEP, baseline_of, pair_of, stage_of
-from d3still.runs.finished import MEASURES, read_run
+from d3still.text import visible
 
 SYMBOLS = {"ACD.ALPHA": "α", "ACD.BETA": "β", "ACD.TEMPERATURE": "τ", "RAHO.GAMMA": "γ", "RAHO.RATIO": "p"}
 BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito
@@ -100,6 +99,11 @@ def plain(value: Any) -> str:
     return "×".join(map(plain, value)) if isinstance(value, tuple) else str(value)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value has a place on a scale."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def read_sweep(plan: SweepPlan, usable: set[Path]) -> Sweep:
     """Results of the planned runs whose folders are usable.
 
@@ -133,18 +137,18 @@ def sweep_json(sweep: Sweep) -> str:
     ]
     reference = [] if sweep.baseline is None else [run_entry(sweep.baseline, seed) for seed in sweep.baseline.seeds]
     content = {"key": sweep.key, "runs": runs, "baseline_runs": reference}
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return json_text(content)
 
 
 def sweep_csv(sweep: Sweep) -> str:
     """A line a value, protocol and measure; percent."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow((sweep.key, "protocol", "measure", "seeds", "mean", "deviation"))
-    for value, row in sweep.rows.items():
-        for column in ((protocol, measure) for protocol in PROTOCOLS for measure in MEASURES):
-            writer.writerow((plain(value), *column, len(row.seeds), *map(number_text, row.summary(column))))
-    return buffer.getvalue()
+    columns = [(protocol, measure) for protocol in PROTOCOLS for measure in MEASURES]
+    lines = [
+        (value if is_number(value) else plain(value), *column, len(row.seeds), *row.summary(column))
+        for value, row in sweep.rows.items()
+        for column in columns
+    ]
+    return csv_text([(sweep.key, "protocol", "measure", "seeds", "mean", "deviation"), *lines])
 
 
 def sweep_text(sweep: Sweep) -> str:
@@ -153,7 +157,7 @@ def sweep_text(sweep: Sweep) -> str:
     for name, row in (("baseline", sweep.baseline), *((plain(value), row) for value, row in sweep.rows.items())):
         if row is not None:
             means = "".join(f"{row.summary(column)[0]:10.2f}" for column in COLUMNS)
-            lines.append(f"{name:>14}{means}{len(row.seeds):7}")
+            lines.append(f"{visible(name):>14}{means}{len(row.seeds):7}")
     return "\n".join(lines) + "\n"
 
 
@@ -164,7 +168,7 @@ def sweep_figure(sweep: Sweep) -> Figure:
     """
     figure = Figure(figsize=(2 * PANEL[0], 2 * PANEL[1]), layout="constrained")
     values = list(sweep.rows)
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    numeric = all(map(is_number, values))
     places = values if numeric else list(range(len(values)))
     for axes, column in zip(figure.subplots(2, 2).flat, COLUMNS, strict=True):
         summaries = [row.summary(column) for row in sweep.rows.values()]
@@ -193,16 +197,12 @@ def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
     """Save as PNG and PDF; the same figure gives the same files.
 
     Raises:
-        UserError: when the folder cannot be written to.
+        UserError: when they cannot be written.
     """
-    paths = [folder / f"{stem}.png", folder / f"{stem}.pdf"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], dpi=DPI)
-        figure.savefig(paths[1], metadata={"CreationDate": None})
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
-    return paths
+    png, pdf = folder / f"{stem}.png", folder / f"{stem}.pdf"
+    write_atomically(png, lambda file: figure.savefig(file, format="png", dpi=DPI))
+    write_atomically(pdf, lambda file: figure.savefig(file, format="pdf", metadata={"CreationDate": None}))
+    return [png, pdf]
 
 
 def _axis_name(key: str) -> str:

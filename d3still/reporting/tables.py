@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from d3still.reporting.comparison import Comparison
+from d3still.reporting.experiment import BASELINE, FINETUNE, VARIANT_TITLES
 from d3still.reporting.rows import COLUMNS, Column, Difference, Row
 from d3still.reporting.statistics import LEVEL, MIN_IDENTITIES, RESAMPLES
-from d3still.runs.facts import BASELINE, FINETUNE, VARIANT_TITLES
+from d3still.text import visible
 
 NONE, MINUS = "–", "−"
-MARKDOWN = str.maketrans({**{letter: f"\\{letter}" for letter in "\\|*_`[]<>"}, "\n": " "})
+MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*_`[]<>~"})
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "Δ": r"$\Delta$", "−": r"$-$", "–": "--",
@@ -85,9 +86,9 @@ def title_of(row: Row) -> str:
 
 
 def score_text(row: Row, column: Column) -> str:
-    """``57.20 ± 0.21``; a dash for the deviation of a single seed."""
+    """``57.20 ± 0.21``; the mean alone for a single seed, which has no deviation."""
     mean, deviation = row.summary(column)
-    return f"{mean:.2f} ± {NONE if deviation is None else f'{deviation:.2f}'}"
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
 def difference_text(difference: Difference | None) -> str:
@@ -132,14 +133,15 @@ def to_console(tables: list[Table], notes: list[str]) -> str:
     """Columns aligned with spaces."""
     blocks = []
     for table in tables:
-        widths = [max(map(len, cells)) for cells in zip(table.header, *table.lines, strict=True)]
+        rows = [list(map(visible, cells)) for cells in (table.header, *table.lines)]
+        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
         rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-        lines = [table.title, _aligned(table.header, widths)]
-        for number, line in enumerate(table.lines):
+        lines = [visible(table.title), _aligned(rows[0], widths)]
+        for number, row in enumerate(rows[1:]):
             lines += [rule] if number in table.starts else []
-            lines.append(_aligned(line, widths))
+            lines.append(_aligned(row, widths))
         blocks.append("\n".join(lines))
-    return "\n\n".join([*blocks, "\n".join(notes)]) + "\n"
+    return "\n\n".join([*blocks, "\n".join(map(visible, notes))]) + "\n"
 
 
 def to_markdown(tables: list[Table], notes: list[str]) -> str:
@@ -168,13 +170,13 @@ def to_latex(tables: list[Table], notes: list[str]) -> str:
             + "\n".join(lines)
             + "\n\\bottomrule\n\\end{tabular}\n\\end{table}"
         )
-    comments = "\n".join("% " + " ".join(note.split()) for note in notes)
+    comments = "\n".join(f"% {visible(note)}" for note in notes)
     return "\n\n".join(["% \\usepackage{booktabs}", *blocks, comments]) + "\n"
 
 
 def in_latex(text: str) -> str:
     """Text with what LaTeX would take for commands or lacks a sign for."""
-    return "".join(LATEX.get(letter, letter) for letter in text.replace("\n", " "))
+    return "".join(LATEX.get(letter, letter) for letter in visible(text))
 
 
 def _aligned(cells: list[str], widths: list[int]) -> str:
@@ -187,4 +189,4 @@ def _latex_line(cells: list[str]) -> str:
 
 
 def _in_markdown(texts: list[str]) -> list[str]:
-    return [text.translate(MARKDOWN) for text in texts]
+    return [visible(text).translate(MARKDOWN) for text in texts]

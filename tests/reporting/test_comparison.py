@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ import pytest
 from d3still.config import load_config
 from d3still.errors import UserError
 from d3still.reporting.comparison import compare
-from d3still.reporting.exports import to_csv, to_json
-from d3still.reporting.pairing import paired_differences, relative_names
+from d3still.reporting.exports import csv_text, json_text, to_csv, to_json
+from d3still.reporting.pairing import mean_pairs, paired_differences, relative_names
 from d3still.reporting.published import published_scores
-from d3still.reporting.tables import footnotes, tables_of, to_console, to_latex, to_markdown
-from d3still.runs.finished import find_runs, read_run
+from d3still.reporting.runs import find_runs, read_run
+from d3still.reporting.tables import Table, footnotes, tables_of, to_console, to_latex, to_markdown
 from tests.conformance import FOLDER as CONFORMANCE
 from tests.reporting.fabricate import config, make_log, make_run
 from tests.tiny import REPOSITORY
@@ -111,8 +112,11 @@ def test_a_seed_that_only_one_side_has_gives_no_difference(own_log):
     comparison = compared(own_log)
     before, after = comparison.rows
     assert before.seeds == [2024] and after.seeds == [2024, 2025]
-    assert before.summary(("AIR", "mAP"))[1] is None, "no deviation of a single seed"
-    assert "± –" in to_console(tables_of(comparison), [])
+    mean, deviation = before.summary(("AIR", "mAP"))
+    assert deviation is None, "no deviation of a single seed"
+    for text in (to_console(tables_of(comparison), []), to_markdown(tables_of(comparison), [])):
+        (line,) = [line for line in text.splitlines() if line.strip("| ").startswith("ROP ")]
+        assert f"{mean:.2f}" in line and "±" not in line, "nor its sign"
     assert after.differences["baseline"]["AIR", "mAP"].seeds == 1
     assert any("seed 2025 has no finished baseline" in note for note in comparison.notes)
 
@@ -125,20 +129,48 @@ def test_a_log_may_have_moved(own_log, tmp_path):
     assert read_run(moved / "emoji/rop/seed2024").root == moved.resolve()
 
 
-def test_data_may_lie_elsewhere_for_one_run(own_log):
-    """Queries are paired by their names below the folder that they share."""
-    path = own_log / "emoji/acd_rop/seed2024/per_query.npz"
-    with np.load(path) as file:
+def reorder(folder, order, place=""):
+    """List a run's queries in another order, and as images of another folder."""
+    with np.load(folder / "per_query.npz") as file:
         arrays = dict(file)
-    arrays["query_paths"] = np.array([f"D:\\data\\{text.rpartition('/')[2]}" for text in arrays["query_paths"]])
-    order = np.arange(len(arrays["query_paths"]))[::-1]
-    for name in ("query_paths", "query_ids", "AIR_ap"):
-        arrays[name] = arrays[name][order]
-    np.savez(path, **arrays)
-    runs = [read_run(own_log / f"emoji/{name}/seed2024") for name in ("acd_rop", "rop")]
-    pairs = paired_differences(*runs, "AIR", "mAP")
-    metrics = [run.metrics["AIR"]["mAP"] for run in runs]
-    assert len(pairs.values) == 60 and pairs.values.mean() == pytest.approx(metrics[0] - metrics[1])
+    if place:
+        arrays["query_paths"] = np.array([place + text.rpartition("/")[2] for text in arrays["query_paths"]])
+    for name, values in arrays.items():
+        arrays[name] = values if name.endswith("_cmc") else values[order]
+    np.savez(folder / "per_query.npz", **arrays)
+
+
+@pytest.mark.parametrize("measure", ["mAP", "R1"])
+def test_queries_are_paired_by_image(own_log, measure):
+    """Three runs list the same images in three orders, one of them in another place and with a query less: each
+    query's gain, and its mean over the seeds, is what the lists say of that image."""
+
+    def table(name, seed):
+        arrays = read_run(own_log / f"emoji/{name}/seed{seed}").per_query
+        values = arrays["AIR_ap"] if measure == "mAP" else arrays["AIR_first_hit"] == 1
+        return dict(zip((Path(path).name for path in arrays["query_paths"]), 100.0 * values, strict=True))
+
+    expected = {}
+    for seed in (2024, 2025):
+        after, before = table("acd_rop", seed), table("rop", seed)
+        for image, value in after.items():
+            expected.setdefault(image, []).append(value - before[image])
+    rng = np.random.default_rng(0)
+    reorder(own_log / "emoji/acd_rop/seed2024", rng.permutation(60), "D:\\data\\")
+    reorder(own_log / "emoji/rop/seed2025", rng.permutation(60)[1:])
+    reorder(own_log / "emoji/acd_rop/seed2025", rng.permutation(60))
+    parts = []
+    for seed in (2024, 2025):
+        runs = [read_run(own_log / f"emoji/{name}/seed{seed}") for name in ("acd_rop", "rop")]
+        parts.append(paired_differences(*runs, "AIR", measure))
+        for path, identity, value in zip(parts[-1].paths, parts[-1].identities, parts[-1].values, strict=True):
+            image = path.replace("\\", "/").rpartition("/")[2]
+            assert value == pytest.approx(expected[image][seed - 2024]) and int(image[:4]) == identity
+    assert [len(part.values) for part in parts] == [60, 59]
+    both = mean_pairs(parts)
+    assert len(both.values) == 59
+    for path, value in zip(both.paths, both.values, strict=True):
+        assert value == pytest.approx(np.mean(expected[path.rpartition("\\")[2]]))
 
 
 def test_names_below_the_common_folder():
@@ -332,6 +364,30 @@ def test_tables_are_well_formed(log):
     columns = latex.split(r"\begin{tabular}{")[1].split("}")[0]
     assert all(line.count(" & ") == len(columns) - 1 for line in lines)
     assert r"$\pm$" in latex and latex.count("{") == latex.count("}") and "%" in latex
+
+
+def test_a_spreadsheet_computes_no_name():
+    """Texts that it would take for formulas get an apostrophe, which it hides; numbers stay numbers."""
+    cells = ["=1+1", "+ACD", "-x", "@SUM(A1)", " =1", "＝1", "a=b", -0.5, 3, float("nan"), None, True, "a\r=1"]
+    (read,) = csv.reader(io.StringIO(csv_text([cells])))
+    assert read[:7] == ["'=1+1", "'+ACD", "'-x", "'@SUM(A1)", "' =1", "'＝1", "a=b"]
+    assert read[7:] == ["-0.5", "3", "", "", "True", r"a\r=1"]
+
+
+def test_json_is_what_any_reader_takes():
+    content = {"a": [float("nan"), 1.5, {"b": float("-inf")}], "c": "NaN", "\udcff": None}
+    text = json_text(content)
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": [None, 1.5, {"b": None}], "c": "NaN", "\udcff": None}
+
+
+def test_line_ends_and_escape_codes_in_names_change_no_table():
+    hostile = "a\r\nb\x1b[31m\u202ec"
+    table = Table(hostile, ["", hostile], [["x", "1"], [hostile, "2"]])
+    for text in (to_console([table], [hostile]), to_markdown([table], [hostile]), to_latex([table], [hostile])):
+        assert text.replace("\n", "").isprintable()
+    lines = to_console([table], [hostile]).splitlines()
+    assert len(lines) == 6 and len({len(line) for line in lines[1:4]}) == 1, "a title, three lines, a note"
+    assert len(to_markdown([table], [hostile]).splitlines()) == 8
 
 
 def test_names_cannot_break_a_table(own_log, queries):

@@ -1,7 +1,9 @@
 """The report page as text: well-formed, self-contained, escaped, and with everything that the results hold."""
 
+import errno
 import html
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -16,7 +18,7 @@ from d3still.reporting.html.images import Album
 from d3still.reporting.html.markup import Safe, escape, tag
 from d3still.reporting.html.sections import MAX_DOTS, _sample
 from d3still.reporting.outputs import write_comparison
-from d3still.runs.finished import find_runs
+from d3still.reporting.runs import find_runs
 from tests.reporting.fabricate import BLOCKS, config, fake_lists, images, make_log, make_run
 
 VOID = {"meta", "link", "img", "br"}
@@ -215,6 +217,19 @@ def test_the_same_comparison_gives_the_same_files(log, queries, tmp_path):
     assert names == ["comparison.json", "report.html", "table.csv", "table.md", "table.tex"]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_full_disk_spoils_no_file_that_was_there(comparison, queries, tmp_path, monkeypatch):
+    write_comparison(comparison, tmp_path)
+    former = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device; the former file is kept.*--out"):
+        write_comparison(comparison, tmp_path, fake_lists(queries))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == former
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error(comparison, tmp_path):

@@ -102,6 +102,10 @@ def test_the_figure_has_four_panels_with_units(sweep, tmp_path):
     first = png.read_bytes(), pdf.read_bytes()
     save_figure(sweep_figure(sweep), tmp_path / "out", "sweep_ACD.ALPHA")
     assert (png.read_bytes(), pdf.read_bytes()) == first, "the same figure gives the same files"
+    figure.axes[0].set_ylabel("$\\broken$")
+    with pytest.raises(ValueError, match="broken"):
+        save_figure(figure, tmp_path / "out", "sweep_ACD.ALPHA")
+    assert (png.read_bytes(), pdf.read_bytes()) == first and len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_unfinished_values_are_left_out(queries, tmp_path):

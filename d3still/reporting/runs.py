@@ -15,8 +15,7 @@ import numpy as np
 import yaml
 
 from d3still.errors import UserError
-from d3still.runs.facts import SWEEP, stage_of
-from d3still.runs.history import read_history
+from d3still.reporting.experiment import SWEEP, stage_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +96,15 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        """One record an epoch, from ``metrics.jsonl``."""
-        return read_history(self.folder / HISTORY)
+        """One record an epoch, from ``metrics.jsonl``; a line that a kill cut short ends it."""
+        path = self.folder / HISTORY
+        records: list[dict[str, Any]] = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
 
 
 def read_run(folder: Path) -> Run:
