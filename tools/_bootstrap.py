@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,9 +20,27 @@ USER_ERROR, INTERRUPTED = 2, 130  # exit statuses
 def run(main: Callable[[], None]) -> None:
     """Run a command; what its user can put right ends in one line and exit status 2."""
     try:
-        main()
+        with _console():
+            main()
     except UserError as error:
         print(f"error: {visible(error)}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _console() -> Iterator[None]:
+    """What the package logs goes to the console from the first line on: how a config is read, too.
+
+    Of several ranks only the first speaks.
+    """
+    logger, console = logging.getLogger("d3still"), logging.StreamHandler(sys.stderr)
+    level = logger.level
+    logger.addHandler(console)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.removeHandler(console)
+        logger.setLevel(level)

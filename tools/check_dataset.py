@@ -36,7 +36,7 @@ def main() -> None:
     """Load, check, report."""
     arguments = parse()
     name = full_name(arguments.name)
-    logging.getLogger("d3still").addHandler(logging.NullHandler())  # its notes are in the report
+    logging.getLogger("d3still").setLevel(logging.ERROR)  # its notes are in the report
     dataset = build_dataset(
         name, arguments.root, split=arguments.split, camera_pattern=arguments.camera_pattern
     )

@@ -2,7 +2,7 @@
 
 from d3still.config.load import dump_config, load_config
 from d3still.config.node import Config, get_cfg
-from d3still.config.paths import REPOSITORY, run_dir, weight_path
+from d3still.config.paths import REPOSITORY, filled_in, run_dir, weight_path
 from d3still.config.sections import add_section
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Config",
     "add_section",
     "dump_config",
+    "filled_in",
     "get_cfg",
     "load_config",
     "run_dir",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Config(CfgNode):
         super().__init__(*args, **kwargs)
         # yacs takes attributes for keys, so what is none goes past it.
         self.__dict__["config_file"] = None
-        self.__dict__["_origins"] = {}
+        self.__dict__["_settings"] = {}  # what was merged, by full key
 
     def merge_from_file(self, cfg_filename: str | Path) -> None:
         """Merge a YAML file and the files it names in ``_BASE_``; published files are translated.
@@ -43,7 +44,7 @@ class Config(CfgNode):
         """
         values: dict[str, Setting] = {}
         for layer in read_layers(cfg_filename):
-            settings = translate(layer)
+            settings = translate(layer, self.__dict__["_settings"] | values)
             values |= self._understood(settings, layer.file.parent, values)
         self._assign(values)
         self.__dict__["config_file"] = Path(cfg_filename).expanduser().resolve()
@@ -60,7 +61,8 @@ class Config(CfgNode):
                 f"{COMMAND_LINE}: '{items[-1]}' is left over; settings are pairs, e.g. SOLVER.MAX_EPOCHS 20"
             )
         pairs = zip(map(str, items[::2]), items[1::2], strict=True)
-        settings = translate_overrides({key: Setting(value, COMMAND_LINE) for key, value in pairs})
+        given = {key: Setting(value, COMMAND_LINE) for key, value in pairs}
+        settings = translate_overrides(given, self.__dict__["_settings"])
         self._assign(self._understood(settings, Path.cwd(), {}))
 
     def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
@@ -79,7 +81,8 @@ class Config(CfgNode):
     def origin(self, key: str) -> str:
         """Where the value of a key was written, for an error message: a file and line, or the command line."""
         file = self.__dict__["config_file"]
-        return self.__dict__["_origins"].get(key, shown(file) if file else "config")
+        setting = self.__dict__["_settings"].get(key)
+        return setting.where if setting else shown(file) if file else "config"
 
     def _understood(self, settings: dict[str, Setting], folder: Path, before: dict[str, Setting]) -> dict[str, Setting]:
         """The settings with values of the keys' own types; user code is imported first, for its sections."""
@@ -97,7 +100,7 @@ class Config(CfgNode):
             if key not in defaults:
                 raise UserError(f"{setting.where}: {_unknown(key, defaults)}")
             if key != IMPORTS_KEY:
-                understood[key] = Setting(coerce(key, setting, defaults[key]), setting.where)
+                understood[key] = replace(setting, value=coerce(key, setting, defaults[key]))
         return understood
 
     def _assign(self, settings: dict[str, Setting]) -> None:
@@ -112,7 +115,7 @@ class Config(CfgNode):
             for part in path:
                 node = node[part]
             node[leaf] = setting.value
-            self.__dict__["_origins"][key] = setting.where
+            self.__dict__["_settings"][key] = setting
 
 
 def get_cfg() -> Config:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
 
 from d3still.config.node import Config
 
@@ -33,15 +36,36 @@ def run_dir(cfg: Config) -> Path:
     return root / cfg.OUTPUT_DIR.EXPERIMENT_NAME / f"seed{cfg.SOLVER.SEED}"
 
 
-def weight_path(cfg: Config, value: str) -> Path:
-    """The file that a weight key means.
+def filled_in(cfg: Mapping[str, Any], value: str, root: str | None = None) -> str:
+    """A weight path with a run's own names in it.
 
-    ``{root}`` stands for OUTPUT_DIR.ROOT_PATH and ``{seed}`` for SOLVER.SEED. A relative path is looked for
-    in the current folder, the repository, and the ``checkpoints`` folder of either; where it is nowhere,
-    the first place is returned, for the caller to report.
+    ``{root}`` is OUTPUT_DIR.ROOT_PATH, ``{seed}`` SOLVER.SEED, ``{dataset}`` DATASETS.NAMES, ``{folder}`` the
+    experiment's own folder (OUTPUT_DIR.EXPERIMENT_NAME without its last part) and ``{run}`` this run's folder.
+
+    Args:
+        cfg: a config, or the plain tree of one.
+        value: what a weight key holds.
+        root: where the runs are now, if not in OUTPUT_DIR.ROOT_PATH.
     """
-    filled = value.replace("{root}", cfg.OUTPUT_DIR.ROOT_PATH).replace("{seed}", str(cfg.SOLVER.SEED))
-    path = Path(filled).expanduser()
+    experiment, seed = cfg["OUTPUT_DIR"]["EXPERIMENT_NAME"], cfg["SOLVER"]["SEED"]
+    root = root or cfg["OUTPUT_DIR"]["ROOT_PATH"]
+    names = {
+        "root": root,
+        "seed": str(seed),
+        "dataset": cfg["DATASETS"]["NAMES"],
+        "folder": PurePath(experiment).parent.as_posix(),
+        "run": f"{root}/{experiment}/seed{seed}",
+    }
+    return re.sub(r"\{(\w+)\}", lambda found: names.get(found[1], found[0]), value)
+
+
+def weight_path(cfg: Config, value: str) -> Path:
+    """The file that a weight key means, with what `filled_in` says.
+
+    A relative path is looked for in the current folder, the repository, and the ``checkpoints`` folder of either;
+    where it is nowhere, the first place is returned, for the caller to report.
+    """
+    path = Path(filled_in(cfg, value)).expanduser()
     if path.is_absolute():
         return path
     places = (Path.cwd(), REPOSITORY, Path.cwd() / CHECKPOINTS, REPOSITORY / CHECKPOINTS)

@@ -24,10 +24,14 @@ NULL_TEXTS = ("", "~", "null", "Null", "NULL")
 
 @dataclass(frozen=True)
 class Setting:
-    """One value as written (text, list or Python value) and the place it was written at."""
+    """One value as written (text, list or Python value) and the place it was written at.
+
+    ``published`` is what a published config has for the key, where that is read as another value here.
+    """
 
     value: Any
     where: str
+    published: Any = None
 
 
 @dataclass(frozen=True)

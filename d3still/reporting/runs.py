@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from d3still.config import filled_in
 from d3still.errors import UserError
 from d3still.reporting.experiment import SWEEP, stage_of
 
@@ -74,9 +75,7 @@ class Run:
     def weights(self, key: str) -> Path | None:
         """The file that a weight key of DISTILLER names, with ``{root}`` where the log is now; None if empty."""
         value = self.config["DISTILLER"][key]
-        if not value:
-            return None
-        return Path(value.replace("{root}", str(self.root)).replace("{seed}", str(self.seed))).expanduser().resolve()
+        return Path(filled_in(self.config, value, str(self.root))).expanduser().resolve() if value else None
 
     @cached_property
     def per_query(self) -> Mapping[str, np.ndarray]:

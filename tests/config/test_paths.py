@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from d3still.config import REPOSITORY, get_cfg, load_config, run_dir, weight_path
+from d3still.config import REPOSITORY, filled_in, get_cfg, load_config, run_dir, weight_path
 
 
 def config_at(path, text="DATASETS: {NAMES: emoji}\n"):
@@ -50,6 +50,17 @@ def test_weights_follow_root_and_seed(tmp_path, monkeypatch):
     assert weight_path(cfg, "{root}/emoji/rop/seed{seed}/last.pth") == tmp_path / "runs/emoji/rop/seed7/last.pth"
     cfg.OUTPUT_DIR.ROOT_PATH = "/data/runs"
     assert weight_path(cfg, "{root}/seed{seed}.pth") == Path("/data/runs/seed7.pth")
+
+
+def test_weights_follow_the_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ["DATASETS.NAMES", "folder", "OUTPUT_DIR.EXPERIMENT_NAME", "shoes/small/acd_rop", "SOLVER.SEED", "7"]
+    cfg = load_config(config_at(tmp_path / "x.yaml"), settings)
+    assert weight_path(cfg, "{root}/{dataset}/vanilla/last.pth") == tmp_path / "log/folder/vanilla/last.pth"
+    assert weight_path(cfg, "{root}/{folder}/rop/last.pth") == tmp_path / "log/shoes/small/rop/last.pth"
+    assert weight_path(cfg, "{run}/best.pth") == tmp_path / "log/shoes/small/acd_rop/seed7/best.pth"
+    assert weight_path(cfg, "{other}/{}.pth") == tmp_path / "{other}/{}.pth"
+    assert filled_in(cfg, "{root} {run}", "/moved") == "/moved /moved/shoes/small/acd_rop/seed7"
 
 
 def test_weights_are_looked_for_here_then_in_the_repository_then_in_checkpoints(tmp_path, monkeypatch):

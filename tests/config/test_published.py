@@ -1,12 +1,14 @@
 """Published YAML files of either codebase load unmodified and mean the same."""
 
 import logging
+import shlex
 
 import pytest
 import yaml
 
 from d3still.config import dump_config, get_cfg, load_config
 from d3still.config.published import ACD_DEFAULTS as FILLED_IN
+from d3still.config.published import STAGE_2_KEYS
 from d3still.errors import UserError
 
 from .published import ACD_DEFAULTS, D3STILL_DEFAULTS, SETTINGS, is_stage_2, meaning, nested
@@ -194,6 +196,7 @@ def test_old_names_on_the_command_line(tmp_path):
     ]
     cfg = load_config(tmp_path / "x.yaml", words)
     assert (cfg.RAHO.GAMMA, cfg.EXPERIMENT.PRECISION, cfg.ACD.BETA, cfg.DISTILLER.TYPE) == (0.3, "float32", 1.0, "ACD")
+    assert cfg.TEST.WEIGHTS == "{run}/epoch_10.pth"
 
 
 def test_an_old_and_a_new_name_for_one_key_are_refused(tmp_path):
@@ -208,3 +211,85 @@ def test_a_bad_value_under_an_old_name_is_refused(tmp_path):
     (tmp_path / "x.yaml").write_text("EXPERIMENT: {CUDA_AMP: perhaps}\n")
     with pytest.raises(UserError, match="CUDA_AMP cannot be 'perhaps': it takes True or False"):
         load_config(tmp_path / "x.yaml")
+
+
+RAML_FILE = "acd/CUB200/ResNet101_256x256_ResNet18_64x64/RAML.yaml"
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"RAML.LAMBDA2": 0.5}, (0.7482, 0.5)),  # no published file has it: it was set by hand
+        ({"RAML.LAMBDA1": 0.5, "RAML.LAMBDA2": 0.25}, (0.5, 0.25)),
+        ({"RAML.LAMBDA1": 0.5}, (0.5, 0.5)),  # with the published λ2: λ1 ran for both
+        ({"RAML.LAMBDA2": "'0.6778'"}, (0.7482, 0.7482)),
+        ({"RAML.LAMBDA2": "x"}, None),
+    ],
+)
+def test_only_the_published_lambda2_is_read_as_lambda1(settings, expected, tmp_path, caplog):
+    (tmp_path / "x.yaml").write_text(plain(SETTINGS[RAML_FILE] | settings))
+    if expected is None:
+        with pytest.raises(UserError, match=r"RAML\.LAMBDA2 cannot be 'x'"):
+            load_config(tmp_path / "x.yaml")
+        return
+    with caplog.at_level(logging.INFO, logger="d3still"):
+        cfg = load_config(tmp_path / "x.yaml")
+    assert expected == (cfg.RAML.LAMBDA1, cfg.RAML.LAMBDA2)
+    told = f"RAML.LAMBDA2 = {expected[0]} (LAMBDA1 ran for both; 0.6778 had no effect)"
+    assert (told in caplog.text) is (expected[0] == expected[1])
+
+
+@pytest.mark.parametrize("base", ["", "_BASE_: published.yaml\n", "DISTILLER: {TYPE: ACD}\n"])
+def test_a_lambda2_of_ours_stays_beside_old_names(base, tmp_path):
+    """An old name elsewhere in the file does not make its λ2 the published one."""
+    (tmp_path / "published.yaml").write_text(plain(SETTINGS[RAML_FILE]))
+    text = f"{base}RAML: {{LAMBDA2: 0.3}}\nEXPERIMENT: {{CUDA_AMP: False}}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    assert load_config(tmp_path / "x.yaml").RAML.LAMBDA2 == 0.3
+
+
+# Over a published stage-2 file: what is set, and what the config then holds of it.
+SET_OVER = [
+    ("RAML.LAMBDA2 0.6778", {"RAML.LAMBDA1": 0.7482, "RAML.LAMBDA2": 0.6778}),
+    ("RAML.LAMBDA2 0.3 RAML.LAMBDA1 0.5", {"RAML.LAMBDA1": 0.5, "RAML.LAMBDA2": 0.3}),
+    ("RAML.LAMBDA1 0.5", {"RAML.LAMBDA1": 0.5, "RAML.LAMBDA2": 0.5}),  # as the published code ran
+    ("DISTILLER.TYPE CSD", {"DISTILLER.TYPE": "ACD", "ACD.BASELINE": "CSD", "SOLVER.OPTIMIZER_BUILDER": "RAHO"}),
+    ("DISTILLER.TYPE ACD ACD.BASELINE CSD", {"DISTILLER.TYPE": "ACD", "ACD.BASELINE": "CSD"}),
+    ("ACD.BASELINE CSD", {"DISTILLER.TYPE": "ACD", "ACD.BASELINE": "CSD"}),
+    ("DISTILLER.TYPE NONE", {"DISTILLER.TYPE": "NONE", "SOLVER.OPTIMIZER_BUILDER": "Uniform"}),
+    (
+        "SOLVER.OPTIMIZER_BUILDER Uniform DISTILLER.TYPE CSD",
+        {"ACD.BASELINE": "CSD", "SOLVER.OPTIMIZER_BUILDER": "Uniform"},
+    ),
+    ("EXPERIMENT.PRECISION float32", {"EXPERIMENT.PRECISION": "float32"}),
+    ("EXPERIMENT.CUDA_AMP off", {"EXPERIMENT.PRECISION": "float32"}),
+    ("INPUT.SIZE_TRAIN [32,32] INPUT.PADDING 1", {"INPUT.SIZE_TRAIN": [32, 32], "INPUT.PADDING": 1}),
+    ("FITNET.KD_WEIGHT 3", {"FITNET.KD_WEIGHT": 3.0}),  # filled in with ACD's default
+    ("DISTILLER.TEACHER_MODEL_PATH mine.pth", {"DISTILLER.TEACHER_MODEL_PATH": "mine.pth"}),
+    ("TEST.WEIGHT 60", {"TEST.WEIGHTS": "{run}/epoch_60.pth"}),
+    ("TEST.WEIGHTS best.pth", {"TEST.WEIGHTS": "best.pth"}),
+    ("DATASETS.ROOT_DIR ''", {"DATASETS.ROOT_DIR": "datasets"}),
+    *((f"{old} 0.25", {new: 0.25}) for old, new in STAGE_2_KEYS.items() if new != "RAHO.CROSS_RESOLUTION"),
+    *((f"{new} 0.25", {new: 0.25}) for new in STAGE_2_KEYS.values() if new != "RAHO.CROSS_RESOLUTION"),
+]
+
+
+@pytest.mark.parametrize("words, expected", SET_OVER)
+def test_what_is_set_over_a_published_file_holds(words, expected, tmp_path):
+    (tmp_path / "x.yaml").write_text(plain(SETTINGS[RAML_FILE] | {"DATASETS.ROOT_DIR": "/data"}))
+    values = load_config(tmp_path / "x.yaml", shlex.split(words)).flat()
+    assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("kind, built", [("CSD", ("ACD", "CSD", "RAHO")), ("NONE", ("NONE", "RAML", "Uniform"))])
+def test_a_type_over_a_published_stage_2_in_a_file(kind, built, tmp_path):
+    (tmp_path / "published.yaml").write_text(plain(SETTINGS[RAML_FILE]))
+    (tmp_path / "x.yaml").write_text(f"_BASE_: published.yaml\nDISTILLER: {{TYPE: {kind}}}\n")
+    cfg = load_config(tmp_path / "x.yaml")
+    assert built == (cfg.DISTILLER.TYPE, cfg.ACD.BASELINE, cfg.SOLVER.OPTIMIZER_BUILDER)
+
+
+def test_a_type_over_a_config_of_ours_is_only_itself(tmp_path):
+    (tmp_path / "x.yaml").write_text("DISTILLER: {TYPE: ACD}\nRAML: {LAMBDA1: 0.5}\n")
+    cfg = load_config(tmp_path / "x.yaml", ["DISTILLER.TYPE", "RAML", "RAML.LAMBDA1", "0.25"])
+    assert (cfg.DISTILLER.TYPE, cfg.RAML.LAMBDA1, cfg.RAML.LAMBDA2) == ("RAML", 0.25, 0.7482)
