@@ -25,9 +25,9 @@ from d3still.distillers import Distiller
 from d3still.engine import Trainer, choose_precision
 from d3still.engine.distributed import Ranks, choose_device
 from d3still.engine.run import peak_memory
-from d3still.engine.run_folder import RunFolder
 from d3still.engine.setup import Data, build_distiller, open_dataset
 from d3still.engine.step import train_step
+from d3still.runs.folder import RunFolder
 from d3still.solver import OPTIMIZER_BUILDERS
 
 CONFIGS = ("configs/emoji/rop.yaml", "configs/emoji/acd_rop.yaml")

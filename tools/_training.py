@@ -9,10 +9,10 @@ import yaml
 
 from d3still.config import dump_config, load_config
 from d3still.engine import train
-from d3still.engine.run_folder import RunFolder, config_differences
 from d3still.errors import UserError
 from d3still.reporting.child import run_in_child
 from d3still.reporting.plan import PlannedRun
+from d3still.runs.folder import RunFolder, config_differences
 
 
 def train_in_child(planned: PlannedRun) -> None:

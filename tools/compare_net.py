@@ -22,14 +22,14 @@ from d3still.engine.events import logging_to
 from d3still.errors import UserError
 from d3still.reporting.comparison import compare
 from d3still.reporting.execute import carry_out, plan_text
-from d3still.reporting.experiment import ACD, BASELINE, VARIANTS
 from d3still.reporting.html.page import SHOWN_QUERIES
 from d3still.reporting.lists import Embedded
 from d3still.reporting.outputs import REPORT, write_comparison
 from d3still.reporting.plan import CONFIG_SUFFIXES, Planner
-from d3still.reporting.runs import CONFIG, Run, find_runs, read_run
 from d3still.reporting.stored import ListStore
 from d3still.reporting.words import count, is_whole_number, split_words
+from d3still.runs.facts import ACD, BASELINE, VARIANTS
+from d3still.runs.finished import CONFIG, Run, find_runs, read_run
 from d3still.text import visible
 
 SOME_FAILED = 1  # exit status when the table lacks runs

@@ -17,11 +17,11 @@ from d3still.config import load_config, run_dir, weight_path
 from d3still.engine.events import logging_to
 from d3still.errors import UserError
 from d3still.reporting.choose import choose
-from d3still.reporting.experiment import stage_of
 from d3still.reporting.lists import rank, with_excluded
 from d3still.reporting.pictures import ranked_list_picture, save_picture
-from d3still.reporting.runs import Run, read_run
 from d3still.reporting.words import count, is_key, split_words
+from d3still.runs.facts import stage_of
+from d3still.runs.finished import Run, read_run
 from d3still.text import visible
 
 SHOWN = 5  # queries, where the command does not say

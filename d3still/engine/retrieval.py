@@ -15,6 +15,7 @@ from d3still.data import BatchLoader, ImageBatch, RetrievalDataset, Sample
 from d3still.engine.distributed import gather_lists, gather_rows
 from d3still.engine.setup import Data
 from d3still.evaluation import RankingResult, evaluate_distances, evaluate_ranking, k_reciprocal_distances
+from d3still.modeling.inference import exact_inference
 from d3still.reporting.lists import WORST, worst
 
 LISTED = 10  # images in the ranked list of a hard query
@@ -49,7 +50,6 @@ class Evaluation:
         return {name: result.summary() for name, result in self.results.items()}
 
 
-@torch.no_grad()
 def extract(
     network: nn.Module,
     loader: BatchLoader,
@@ -59,26 +59,24 @@ def extract(
 ) -> Features:
     """Features of every image of a test loader, in the order of its samples, over all ranks.
 
-    Runs in eval mode and float32, whatever the training ran in, so that a score does not depend on it.
+    Runs as in `exact_inference`, so that a score does not depend on what the training ran in.
 
     Args:
         network: images (B, 3, H, W) → `ModelOutput`.
         flip: add the features of the mirrored image (``TEST.FLIP_FEATS``).
     """
-    was_training = network.training
-    network.eval()
     feats, indices, skipped = [], [], []
-    for batch in loader.epoch(0):
-        skipped += batch.skipped
-        if not len(batch):
-            continue
-        images = normalize(batch.to(device, non_blocking=True))
-        values = network(images).retrieval_feat
-        if flip:
-            values = values + network(images.flip(3)).retrieval_feat
-        feats.append(values.float())
-        indices.append(batch.indices)
-    network.train(was_training)
+    with exact_inference(network):
+        for batch in loader.epoch(0):
+            skipped += batch.skipped
+            if not len(batch):
+                continue
+            images = normalize(batch.to(device, non_blocking=True))
+            values = network(images).retrieval_feat
+            if flip:
+                values = values + network(images.flip(3)).retrieval_feat
+            feats.append(values)
+            indices.append(batch.indices)
     loader.close()
     width = network.feature_width
     values = gather_rows(torch.cat(feats) if feats else torch.empty(0, width, device=device))

@@ -21,10 +21,10 @@ from d3still.engine.distributed import Ranks, from_main, process_group
 from d3still.engine.events import logging_to
 from d3still.engine.precision import choose_precision
 from d3still.engine.retrieval import Evaluation, per_query
-from d3still.engine.run_folder import RunFolder
 from d3still.engine.setup import Data, build_distiller, load_start_weights, open_dataset
 from d3still.engine.trainer import Trainer
 from d3still.files import write_atomically, write_text
+from d3still.runs.folder import RunFolder
 
 try:
     import resource

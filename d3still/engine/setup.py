@@ -28,13 +28,9 @@ from d3still.distillers import DISTILLERS, Distiller
 from d3still.engine.distributed import Ranks
 from d3still.errors import UserError
 from d3still.modeling import build_model, load_imagenet_weights, load_weights, read_weights
+from d3still.runs.facts import stage_of
 
 logger = logging.getLogger(__name__)
-
-
-def stage_of(cfg: CfgNode) -> int:
-    """0: gallery network alone, 1: a baseline, 2: ACD."""
-    return {"NONE": 0, "ACD": 2}.get(cfg.DISTILLER.TYPE, 1)
 
 
 def open_dataset(cfg: CfgNode) -> RetrievalDataset:

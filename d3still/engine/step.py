@@ -1,7 +1,10 @@
-"""One training step: forward, loss, backward, update."""
+"""One training step: its seed, forward, loss, backward, update."""
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -35,3 +38,13 @@ def train_step(
     scaler.step(optimizer)
     scaler.update()
     return {"loss": total, **losses, "accuracy": accuracy}
+
+def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
+    """Seed torch, numpy and random for one step, so that its randomness follows from where it is in the run.
+
+    A resumed run then draws what it would have drawn, with no random state to save.
+    """
+    words = np.random.SeedSequence([seed % 2**64, epoch, step, rank]).generate_state(2)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words[0])
+    random.seed(int(words[1]))

@@ -16,10 +16,11 @@ from d3still.distillers import Distiller
 from d3still.engine.distributed import process_group
 from d3still.engine.events import logging_to
 from d3still.engine.retrieval import Evaluation, evaluate
-from d3still.engine.run_folder import RunFolder
-from d3still.engine.setup import Data, build_distiller, open_dataset, previous_stage, stage_of
+from d3still.engine.setup import Data, build_distiller, open_dataset, previous_stage
 from d3still.errors import UserError
 from d3still.modeling import load_weights, read_weights
+from d3still.runs.facts import stage_of
+from d3still.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -15,16 +15,16 @@ from yacs.config import CfgNode
 from d3still.config import dump_config
 from d3still.data import ImageBatch, PairBatch
 from d3still.distillers import Distiller, Pair
-from d3still.engine.checkpoint import load_network_state, network_state, save_checkpoint, seed_step
 from d3still.engine.distributed import Agreement, Ranks, gather_lists, share_buffers
 from d3still.engine.events import Board, progress_bar
 from d3still.engine.meter import Meter
 from d3still.engine.precision import Precision
 from d3still.engine.retrieval import Evaluation, evaluate
-from d3still.engine.run_folder import RunFolder
 from d3still.engine.setup import Data
 from d3still.engine.signals import Preempted, StopRequest
-from d3still.engine.step import train_step
+from d3still.engine.step import seed_step, train_step
+from d3still.runs.checkpoint import load_network_state, network_state, save_checkpoint
+from d3still.runs.folder import RunFolder
 from d3still.solver import Built, build_optimizer, build_schedule, set_learning_rates
 
 logger = logging.getLogger(__name__)
@@ -291,8 +291,7 @@ class Trainer:
     def _build_optimizer(self, saved: dict[str, Any] | None) -> Built:
         report = None if saved is None else saved["optimizer_report"]
         began = time.perf_counter()
-        with self.precision.autocast():
-            built = build_optimizer(self.cfg, self.distiller, self.pairs, report)
+        built = build_optimizer(self.cfg, self.distiller, self.pairs, report)
         if built.report and report is None:
             logger.info("block importance measured in %.1f s", time.perf_counter() - began)
         return built

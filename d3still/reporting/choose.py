@@ -12,7 +12,7 @@ from d3still.data import Sample
 from d3still.errors import UserError
 from d3still.reporting.lists import Ranking, most_changed, worst
 from d3still.reporting.pairing import relative_names
-from d3still.reporting.runs import Run
+from d3still.runs.finished import Run
 
 
 @dataclass(frozen=True)

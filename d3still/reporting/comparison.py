@@ -11,14 +11,14 @@ from functools import cached_property
 
 import numpy as np
 
-from d3still.reporting.experiment import ACD, BASELINE, VARIANTS
 from d3still.reporting.fairness import fairness_notes
 from d3still.reporting.families import Family, group
 from d3still.reporting.pairing import paired_differences
 from d3still.reporting.published import published_scores
 from d3still.reporting.rows import AGAINST, COLUMNS, Column, Difference, Result, Row
-from d3still.reporting.runs import Run
 from d3still.reporting.statistics import MIN_IDENTITIES, Verdict, correct, paired_bootstrap
+from d3still.runs.facts import ACD, BASELINE, VARIANTS
+from d3still.runs.finished import Run
 
 
 @dataclass(eq=False)

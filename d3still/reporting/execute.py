@@ -9,7 +9,7 @@ from pathlib import Path
 
 from d3still.errors import UserError
 from d3still.reporting.plan import PlannedRun
-from d3still.reporting.runs import METRICS
+from d3still.runs.finished import METRICS
 from d3still.text import visible
 
 logger = logging.getLogger(__name__)

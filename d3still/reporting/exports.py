@@ -11,7 +11,7 @@ from typing import Any
 
 from d3still.reporting.comparison import Comparison
 from d3still.reporting.rows import AGAINST, PROTOCOLS, Column, Row
-from d3still.reporting.runs import MEASURES
+from d3still.runs.finished import MEASURES
 from d3still.text import visible
 
 CSV_HEADER = (

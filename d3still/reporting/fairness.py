@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from d3still.reporting.experiment import BASELINE, differences
 from d3still.reporting.rows import Row
+from d3still.runs.facts import BASELINE, differences
 
 SEED = "SOLVER.SEED"
 TESTING = ("TEST.TEST_METRIC", "TEST.EXCLUDE_SAME_CAMERA", "TEST.FLIP_FEATS")  # settings that change every score

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from d3still.reporting.experiment import BASELINE, baseline_of, pair_of, variant_of
-from d3still.reporting.runs import Run
+from d3still.runs.facts import BASELINE, baseline_of, pair_of, variant_of
+from d3still.runs.finished import Run
 
 T = TypeVar("T")
 FamilyKey = tuple[str, str, "Path | None"]  # pair, baseline, the stage-1 experiment's folder

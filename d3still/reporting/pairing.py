@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d3still.reporting.runs import Run
+from d3still.runs.finished import Run
 
 PERCENT = 100.0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from d3still.config import Config, load_config, run_dir, weight_path
 from d3still.errors import UserError
-from d3still.reporting.experiment import BASELINE, VARIANTS, WEIGHT_KEYS, stage_of, variant_settings
+from d3still.runs.facts import BASELINE, VARIANTS, WEIGHT_KEYS, stage_of, variant_settings
 
 logger = logging.getLogger(__name__)
 

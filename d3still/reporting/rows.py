@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from d3still.reporting.experiment import BASELINE, FINETUNE
-from d3still.reporting.runs import Run
 from d3still.reporting.statistics import Verdict, mean_and_deviation
+from d3still.runs.facts import BASELINE, FINETUNE
+from d3still.runs.finished import Run
 
 PROTOCOLS = ("AIR", "SIR")
 COLUMNS = (("AIR", "mAP"), ("AIR", "R1"), ("SIR", "mAP"), ("SIR", "R1"))  # what the published tables show

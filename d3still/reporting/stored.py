@@ -17,7 +17,7 @@ from d3still.errors import UserError
 from d3still.evaluation import RankedLists
 from d3still.reporting.lists import Embedded, RankedList, Ranking, rank
 from d3still.reporting.pairing import relative_names
-from d3still.reporting.runs import METRICS, Run
+from d3still.runs.finished import METRICS, Run
 
 logger = logging.getLogger(__name__)
 

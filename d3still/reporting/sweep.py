@@ -14,12 +14,12 @@ from d3still.config import Config
 from d3still.errors import UserError
 from d3still.files import write_atomically
 from d3still.reporting.comparison import compare
-from d3still.reporting.experiment import BASELINE, SWEEP, baseline_of, pair_of, stage_of
 from d3still.reporting.exports import csv_text, json_text, run_entry
 from d3still.reporting.plan import PlannedRun, Planner
 from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row
-from d3still.reporting.runs import MEASURES, read_run
 from d3still.reporting.tables import pair_title
+from d3still.runs.facts import BASELINE, SWEEP, baseline_of, pair_of, stage_of
+from d3still.runs.finished import MEASURES, read_run
 from d3still.text import visible
 
 SYMBOLS = {"ACD.ALPHA": "α", "ACD.BETA": "β", "ACD.TEMPERATURE": "τ", "RAHO.GAMMA": "γ", "RAHO.RATIO": "p"}

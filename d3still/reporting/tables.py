@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from d3still.reporting.comparison import Comparison
-from d3still.reporting.experiment import BASELINE, FINETUNE, VARIANT_TITLES
 from d3still.reporting.rows import COLUMNS, Column, Difference, Row
 from d3still.reporting.statistics import LEVEL, MIN_IDENTITIES, RESAMPLES
+from d3still.runs.facts import BASELINE, FINETUNE, VARIANT_TITLES
 from d3still.text import visible
 
 NONE, MINUS = "–", "−"

@@ -116,7 +116,25 @@ def test_one_decode_feeds_both_views_and_they_draw_independently(samples, monkey
     assert sorted(read) == sorted(sample.path for sample in samples)
     low, high = batches[0].low, batches[0].high
     assert torch.equal(low.indices, high.indices) and torch.equal(low.labels, high.labels)
-    assert not torch.equal(low.erase, high.erase // 2)
+
+
+def test_the_views_of_a_pair_draw_independently(samples):
+    """Views of one size, that would be the same images if they drew the same numbers."""
+    settings = {"low_size": [20, 20], "high_size": [20, 20], "batch_size": 40}
+    flips = []
+    for batch in pairs(samples, **settings, low_padding=0, high_padding=0, flip_prob=0.5, erase_prob=0.0).epoch(0):
+        plain = torch.stack([resize(read_image(samples[i].path), (20, 20)) for i in batch.low.indices])
+        for view in (batch.low, batch.high):
+            mirrored = [torch.equal(image, other) for image, other in zip(view.pixels, plain.flip(3), strict=True)]
+            flips.append(torch.tensor(mirrored))
+    # two fair coins: each about half heads, and alike about half the time
+    for share in (flips[0], flips[1], flips[0] == flips[1]):
+        assert share.double().mean().item() == pytest.approx(0.5, abs=0.25)
+    shifted = next(pairs(samples, **settings, low_padding=4, high_padding=4, flip_prob=0.0, erase_prob=1.0).epoch(0))
+    same_pixels = (shifted.low.pixels == shifted.high.pixels).flatten(1).all(1)
+    same_boxes = (shifted.low.erase == shifted.high.erase).all(1)
+    # one of 9 · 9 crops, and a box out of thousands, meet by chance
+    assert same_pixels.sum() <= 4 and same_boxes.sum() <= 2
 
 
 def test_labels_and_pixels_belong_to_the_indices(samples):

@@ -12,12 +12,12 @@ import yaml
 
 from d3still.config import dump_config, load_config
 from d3still.distillers import DISTILLERS
-from d3still.engine.checkpoint import load_checkpoint, save_checkpoint
-from d3still.engine.run_folder import config_differences
 from d3still.engine.signals import Preempted
 from d3still.engine.trainer import Trainer
 from d3still.errors import UserError
 from d3still.files import write_atomically
+from d3still.runs.checkpoint import load_checkpoint, save_checkpoint
+from d3still.runs.folder import config_differences
 from tests.tiny import REPOSITORY, overrides, stage_settings
 
 VOLATILE = {"seconds", "images_per_second", "data_wait", "peak_memory_mib", "steps"}

@@ -9,9 +9,9 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 from d3still.config import load_config
-from d3still.engine.checkpoint import load_checkpoint
 from d3still.engine.testing import test as evaluate_run
 from d3still.errors import UserError
+from d3still.runs.checkpoint import load_checkpoint
 from tests.tiny import REPOSITORY, overrides, stage_settings
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from d3still.config import dump_config, load_config
-from d3still.reporting.experiment import stage_of
+from d3still.runs.facts import stage_of
 from tests.tiny import REPOSITORY
 
 RANKS = 50

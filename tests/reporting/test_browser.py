@@ -12,7 +12,7 @@ import pytest
 
 from d3still.reporting.comparison import compare
 from d3still.reporting.outputs import write_comparison
-from d3still.reporting.runs import find_runs
+from d3still.runs.finished import find_runs
 from tests.reporting.fabricate import config, fake_lists, images, make_log, make_run
 
 PACKAGES = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "chromium-driver": ("chromedriver",)}

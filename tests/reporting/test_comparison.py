@@ -15,8 +15,8 @@ from d3still.reporting.comparison import compare
 from d3still.reporting.exports import csv_text, json_text, to_csv, to_json
 from d3still.reporting.pairing import mean_pairs, paired_differences, relative_names
 from d3still.reporting.published import published_scores
-from d3still.reporting.runs import find_runs, read_run
 from d3still.reporting.tables import Table, footnotes, tables_of, to_console, to_latex, to_markdown
+from d3still.runs.finished import find_runs, read_run
 from tests.conformance import FOLDER as CONFORMANCE
 from tests.reporting.fabricate import config, make_log, make_run
 from tests.tiny import REPOSITORY

@@ -18,7 +18,7 @@ from d3still.reporting.html.images import Album
 from d3still.reporting.html.markup import Safe, escape, tag
 from d3still.reporting.html.sections import MAX_DOTS, _sample
 from d3still.reporting.outputs import write_comparison
-from d3still.reporting.runs import find_runs
+from d3still.runs.finished import find_runs
 from tests.reporting.fabricate import BLOCKS, config, fake_lists, images, make_log, make_run
 
 VOID = {"meta", "link", "img", "br"}

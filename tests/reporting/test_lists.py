@@ -13,8 +13,8 @@ from d3still.evaluation import evaluate_ranking
 from d3still.reporting import stored
 from d3still.reporting.choose import by_name, choose, gains_over
 from d3still.reporting.lists import Embedded, Ranking, most_changed, rank, with_excluded, worst
-from d3still.reporting.runs import read_run
 from d3still.reporting.stored import ListStore
+from d3still.runs.finished import read_run
 from tests.reporting.fabricate import make_log
 
 

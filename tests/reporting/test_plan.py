@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from d3still.errors import UserError
-from d3still.reporting.experiment import variant_of, variant_settings
 from d3still.reporting.plan import Planner, config_files
+from d3still.runs.facts import variant_of, variant_settings
 from tests.tiny import REPOSITORY
 
 EMOJI = REPOSITORY / "configs/emoji"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import TracebackType
 
-import torch
 from torch import Tensor, nn
 
 from d3still.distillers.acd.importance import BlockImportance
 from d3still.distillers.base import Pair
 from d3still.losses.global_batch import global_batch
+from d3still.modeling.inference import exact_inference
 
 
 class BlockRecorder:
@@ -40,29 +40,23 @@ class BlockRecorder:
         return outputs
 
 
-@torch.no_grad()
 def measure_importance(gallery: nn.Module, query: nn.Module, pairs: Iterable[Pair]) -> BlockImportance:
-    """Score the gallery network's blocks on pair batches, both networks in eval mode (METHOD, RAHO).
+    """Score the gallery network's blocks on pair batches (METHOD, RAHO), both networks as in `exact_inference`.
 
-    Their modes are put back afterwards. ``pairs`` are on the networks' device. With several ranks, all score
-    the global batches and come to the same result.
+    The published analysis runs in float32: lower precision moves blocks into other tiers. ``pairs`` are on the
+    networks' device. With several ranks, all score the global batches and come to the same result.
     """
-    modes = gallery.training, query.training
-    gallery.eval(), query.eval()
     importance = BlockImportance([(block.name, block.stage) for block in gallery.blocks()])
-    try:
-        with BlockRecorder(gallery) as recorder:
-            for pair in pairs:
-                high = gallery(pair.high)
-                high_feats = recorder.take()
-                low = gallery(pair.low)
-                importance.update(
-                    [global_batch(feats) for feats in high_feats],
-                    global_batch(high.retrieval_feat),
-                    [global_batch(feats) for feats in recorder.take()],
-                    global_batch(query(pair.low).retrieval_feat),
-                    global_batch(low.logits.argmax(1)) == global_batch(pair.labels),
-                )
-    finally:
-        gallery.train(modes[0]), query.train(modes[1])
+    with exact_inference(gallery, query), BlockRecorder(gallery) as recorder:
+        for pair in pairs:
+            high = gallery(pair.high)
+            high_feats = recorder.take()
+            low = gallery(pair.low)
+            importance.update(
+                [global_batch(feats) for feats in high_feats],
+                global_batch(high.retrieval_feat),
+                [global_batch(feats) for feats in recorder.take()],
+                global_batch(query(pair.low).retrieval_feat),
+                global_batch(low.logits.argmax(1)) == global_batch(pair.labels),
+            )
     return importance

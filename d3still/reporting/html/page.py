@@ -8,7 +8,6 @@ from importlib.resources import files
 
 from d3still.errors import UserError
 from d3still.reporting.comparison import Comparison
-from d3still.reporting.experiment import BASELINE
 from d3still.reporting.html.images import Album
 from d3still.reporting.html.markup import Safe, empty_tag, join, tag
 from d3still.reporting.html.queries import ListSource, Side, query_cards
@@ -25,6 +24,7 @@ from d3still.reporting.lists import most_changed
 from d3still.reporting.pairing import Pairs
 from d3still.reporting.rows import Row
 from d3still.reporting.tables import difference_text, footnotes, pair_title
+from d3still.runs.facts import BASELINE
 
 logger = logging.getLogger(__name__)
 

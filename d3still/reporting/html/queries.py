@@ -10,8 +10,8 @@ from d3still.reporting.html.markup import Safe, join, tag
 from d3still.reporting.html.sections import file_name
 from d3still.reporting.lists import Entry, RankedList
 from d3still.reporting.pairing import Pairs
-from d3still.reporting.runs import Run
 from d3still.reporting.tables import signed
+from d3still.runs.finished import Run
 
 # The AIR lists of some queries of a run, by the query's place among those asked for; a `UserError` where the
 # run's weights or images are not there.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from d3still.reporting.comparison import Comparison
-from d3still.reporting.experiment import BASELINE, FINETUNE
 from d3still.reporting.html.markup import Safe, join, tag
 from d3still.reporting.rows import COLUMNS, Difference, Row
 from d3still.reporting.tables import NONE, difference_text, pair_title, score_text, signed, title_of
+from d3still.runs.facts import BASELINE, FINETUNE
 
 AIR_MAP, AIR_R1, SIR_MAP = ("AIR", "mAP"), ("AIR", "R1"), ("SIR", "mAP")
 

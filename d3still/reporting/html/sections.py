@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from d3still.reporting.experiment import differences
 from d3still.reporting.html.charts import TALL, Bar, Dot, Series, bar_chart, line_chart, scatter
 from d3still.reporting.html.markup import Safe, join, tag
 from d3still.reporting.html.results import scrolling
 from d3still.reporting.pairing import Pairs, mean_pairs, paired_differences
 from d3still.reporting.rows import PROTOCOLS, Result, Row
 from d3still.reporting.tables import signed, title_of
+from d3still.runs.facts import differences
 
 MAX_CMC_RANK = 20
 MAX_DOTS = 1500  # queries in the scatter; more would make the page slow

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from d3still.config.sections import leaves
 from d3still.distillers import without_idle_sections
 from d3still.errors import UserError
 
@@ -114,20 +115,12 @@ def variant_settings(config: Tree, variant: str, uniform_lr: float | None = None
     return {**settings, "OUTPUT_DIR.EXPERIMENT_NAME": f"{name}-{variant}"}
 
 
-def leaves(tree: Tree, prefix: str = "") -> dict[str, Any]:
-    """All values of a tree by their full key, ``{"SOLVER.MAX_EPOCHS": 120, …}``."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
 def differences(one: Tree, other: Tree) -> list[tuple[str, Any, Any]]:
     """(key, value in one, value in the other) of every key that differs; None where a side lacks it.
 
     Keys that neither run reads, such as another baseline's weight, are no difference.
     """
-    before, after = map(leaves, without_idle_sections(one, other))
+    before, after = (dict(leaves(tree)) for tree in without_idle_sections(one, other))
     keys = sorted({*before, *after})
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 

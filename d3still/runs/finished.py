@@ -16,7 +16,8 @@ import yaml
 
 from d3still.config import filled_in
 from d3still.errors import UserError
-from d3still.reporting.experiment import SWEEP, stage_of
+from d3still.runs.facts import SWEEP, stage_of
+from d3still.runs.history import read_history
 
 logger = logging.getLogger(__name__)
 
@@ -95,15 +96,8 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        """One record an epoch, from ``metrics.jsonl``; a line that a kill cut short ends it."""
-        path = self.folder / HISTORY
-        records: list[dict[str, Any]] = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        """One record an epoch, from ``metrics.jsonl``."""
+        return read_history(self.folder / HISTORY)
 
 
 def read_run(folder: Path) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import yaml
 from yacs.config import CfgNode
 
 from d3still.config import dump_config
-from d3still.distillers import without_idle_sections
-from d3still.engine.checkpoint import load_checkpoint, remove_leftovers
 from d3still.errors import UserError
 from d3still.files import write_text
+from d3still.runs.checkpoint import load_checkpoint, remove_leftovers
+from d3still.runs.facts import differences
+from d3still.runs.history import append_record, read_history, write_history
 
 # Settings that may differ when a run is resumed: they change how it runs, not what it computes.
 FREE_TO_CHANGE = (
@@ -31,7 +31,8 @@ FREE_TO_CHANGE = (
     "SOLVER.CHECKPOINT_STEPS",
     "TEST.IMS_PER_BATCH",
     "TEST.WEIGHTS",
-    "OUTPUT_DIR",
+    "OUTPUT_DIR.ROOT_PATH",
+    "OUTPUT_DIR.EXPERIMENT_NAME",
 )
 OWN_FILES = ("last.pth", "best.pth", "epoch_*.pth", "metrics.json", "metrics.jsonl", "per_query.npz", "config.yaml")
 TENSORBOARD = "tensorboard"
@@ -87,40 +88,15 @@ class RunFolder:
                     old.unlink()
             shutil.rmtree(self.tensorboard, ignore_errors=True)
         else:
-            lines = [line for line in self._history_lines() if line["epoch"] < from_epoch]
-            write_text(self.history, "".join(json.dumps(line) + "\n" for line in lines))
+            kept = [record for record in read_history(self.history) if record["epoch"] < from_epoch]
+            write_history(self.history, kept)
         write_text(self.config, dump_config(cfg))
 
     def add_epoch(self, record: dict[str, Any]) -> None:
         """Append one epoch's line to ``metrics.jsonl``."""
-        with self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def _history_lines(self) -> list[dict[str, Any]]:
-        """Whole lines of ``metrics.jsonl``; one that a kill cut short is dropped."""
-        lines = []
-        for text in self.history.read_text(encoding="utf-8").splitlines() if self.history.exists() else []:
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-        return lines
+        append_record(self.history, record)
 
 
 def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``KEY: before → now`` for each key that differs and may not: one that either run computes with."""
-    return _differences(*without_idle_sections(before, now))
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted({*before, *now}):
-        name = f"{prefix}{key}"
-        if name in FREE_TO_CHANGE:
-            continue
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{name}.")
-        elif old != new:
-            found.append(f"{name}: {old} → {new}")
-    return found
+    return [f"{key}: {old} → {new}" for key, old, new in differences(before, now) if key not in FREE_TO_CHANGE]

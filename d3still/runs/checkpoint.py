@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pickle
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from d3still.distillers import Distiller
@@ -63,14 +61,3 @@ def load_network_state(distiller: Distiller, state: dict[str, Any]) -> None:
         distiller.query.load_state_dict(state["query"])
     distiller.gallery.load_state_dict(state["gallery"])
     distiller.extra.load_state_dict(state["extra"])
-
-
-def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Seed torch, numpy and random for one step, so that its randomness follows from where it is in the run.
-
-    A resumed run then draws what it would have drawn, with no random state to save.
-    """
-    words = np.random.SeedSequence([seed % 2**64, epoch, step, rank]).generate_state(2)
-    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
-    np.random.seed(words[0])
-    random.seed(int(words[1]))
