@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,28 +24,34 @@ _TEMPORARY = ".d3still-part"  # how the names of unfinished files end, and of no
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file beside ``path``, flush it to the disk, then rename it over ``path``.
 
-    Until the rename the former file is whole; after it the new one is.
+    Until the rename the former file is whole; after it the new one is. What a process that was killed
+    while it wrote ``path`` left behind is removed. Folders that are missing are made.
+
+    Args:
+        path: the file; its mode follows the umask.
+        write: is called with the open file. What it raises that is not about this file passes through.
 
     Raises:
         UserError: when it cannot be written (disk full, no permission); the former file is still there.
     """
-    temporary = None
+    make_folder(path.parent)
+    remove_leftovers(path)
+    temporary = raw = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY, delete=False
-        ) as file:
-            temporary = Path(file.name)
-            _is_free(file)  # ours from now on, until it is closed
+        temporary, raw = _open_temporary(path)
+        with io.BufferedWriter(raw) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
         _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch and FAISS report a full disk as a RuntimeError
+    except Exception as error:
+        # Libraries that were given the file (torch, FAISS) turn its errors into others of their own.
+        problem = error if isinstance(error, OSError) else raw and raw.problem
+        if not problem:
+            raise
         kept = "; the former file is kept" if path.exists() else ""
-        raise UserError(f"cannot write {path}: {error}{kept}; free some space or write elsewhere") from error
+        raise UserError(f"cannot write {path}: {problem}{kept}; free some space or write elsewhere") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -55,34 +62,67 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        UserError: when it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file of that name is in the way" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"cannot make the folder {path}: {reason}; choose another place") from error
+
+
 def remove_leftovers(path: Path) -> None:
-    """Delete what a process that was killed while it wrote ``path`` left beside it, and nothing else.
+    """Delete what processes that were killed while they wrote ``path`` left beside it, and nothing else.
 
     A file that a living process is writing stays.
     """
     own = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]+{re.escape(_TEMPORARY)}")
-    if not path.parent.is_dir():
-        return
-    for leftover in path.parent.iterdir():
-        if own.fullmatch(leftover.name) and leftover.is_file() and not leftover.is_symlink():
-            with suppress(OSError):  # another user's, or another process was quicker
-                with leftover.open("rb") as file:
-                    abandoned = _is_free(file)
-                if abandoned:
-                    leftover.unlink()
+    with suppress(OSError):  # no such folder, or not ours to read: what follows says so
+        found = [Path(entry.path) for entry in os.scandir(path.parent) if own.fullmatch(entry.name)]
+        for leftover in found:
+            if leftover.is_file() and not leftover.is_symlink():
+                _remove_if_abandoned(leftover)
 
 
-def _is_free(file: IO[bytes]) -> bool:
-    """Whether no process has this file locked; from then on this one has, until it closes the file or dies."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
+class _File(io.FileIO):
+    """A file that keeps what went wrong when it was written to."""
+
+    problem: OSError | None = None
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.problem = error
+            raise
+
+
+def _open_temporary(path: Path) -> tuple[Path, _File]:
+    """A new file beside ``path``, locked for as long as it is open, so that nobody takes it for a leftover."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+        file = _File(temporary, "xb")
+        if fcntl is None:
+            return temporary, file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            return temporary, file
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # taken for a leftover before it was locked
+
+
+def _remove_if_abandoned(leftover: Path) -> None:
+    """Delete a temporary file unless a process is still writing it."""
+    with suppress(OSError), leftover.open("rb") as file:  # in use, another user's, or gone already
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        leftover.unlink()
 
 
 def _flush_folder(folder: Path) -> None:

@@ -58,7 +58,7 @@ class KillAtWrite:
             if self.left == 0 and self.moment == "before":
                 raise Killed
             if self.left == 0 and self.moment == "during":
-                (path.parent / f".{path.name}.cut").write_bytes(b"half of it")
+                (path.parent / f".{path.name}.cut.d3still-part").write_bytes(b"half of it")
                 raise Killed
             original(path, make)
             if self.left == 0:
