@@ -34,10 +34,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         UserError: when it cannot be written (disk full, no permission); the former file is still there.
     """
-    make_folder(path.parent)
-    remove_leftovers(path)
     temporary = raw = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         temporary, raw = _open_temporary(path)
         with io.BufferedWriter(raw) as file:
             write(file)
