@@ -11,6 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from d3still.modeling.base import Block, ForeignWeights, RetrievalModel
 from d3still.modeling.registry import NETWORKS
+from d3still.modeling.small_maps import use_small_maps
 
 IBN_SUFFIX = "_ibn_a"
 
@@ -71,6 +72,7 @@ class ResNetModel(RetrievalModel):
             self.maxpool = nn.MaxPool2d(kernel_size=2, stride=2)
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         _set_stride(self.layer4[0], last_stride)
+        use_small_maps(self)
         self.add_head(tuple(64 * 2**i * self.layer1[0].expansion for i in range(4)), num_classes)
 
     @property
