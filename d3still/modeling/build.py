@@ -17,7 +17,7 @@ def build_model(
 
     Args:
         name: as published: ``ResNet18``, ``ResNet34``, ``ResNet50``, ``ResNet101``, each of them with
-            ``_ibn_a``, ``MobileNetV3_Small``, ``Swin_Transformer_V2_Tiny``, ``_Small``, ``_Base``.
+            ``_ibn_a``, ``MobileNetV2``, ``MobileNetV3_Small``, ``Swin_Transformer_V2_Tiny``, ``_Small``, ``_Base``.
         num_classes: identities of the training set.
         last_stride: stride of the last stage, 1 or 2; Swin has no such stride.
         checkpoint_activations: in training, recompute each block's activations in the backward pass.

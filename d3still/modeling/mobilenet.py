@@ -1,27 +1,56 @@
-"""MobileNetV3-Small on torchvision's."""
+"""MobileNetV2 and MobileNetV3-Small on torchvision's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from torch import Tensor
-from torchvision.models import MobileNet_V3_Small_Weights, WeightsEnum, mobilenet_v3_small
+from torch import Tensor, nn
+from torchvision.models import (
+    MobileNet_V2_Weights,
+    MobileNet_V3_Small_Weights,
+    WeightsEnum,
+    mobilenet_v2,
+    mobilenet_v3_small,
+)
 
 from d3still.modeling.base import Block, ForeignWeights, RetrievalModel
 from d3still.modeling.registry import NETWORKS
 
-#: Features after which the four stage maps are taken: before each halving of the resolution, and the last.
-_STAGE_ENDS = (1, 3, 8, 12)
-_LAST_STRIDED = 9
 _DEPTHWISE = 1  # an inverted residual expands, then filters each channel; only the second has a stride
 
 
-@NETWORKS.register("MobileNetV3_Small")
+class _Kind(NamedTuple):
+    """What tells one network from the other.
+
+    Attributes:
+        build: torchvision's constructor.
+        weights: its ImageNet weights.
+        layers: the attribute of its inverted residuals that holds their layers.
+        stage_ends: features after which the four stage maps are taken: before each later halving, and the last.
+        last_strided: the last of the features that halves the map.
+    """
+
+    build: Callable[[], nn.Module]
+    weights: WeightsEnum
+    layers: str
+    stage_ends: tuple[int, int, int, int]
+    last_strided: int
+
+
+_KINDS = {
+    "MobileNetV2": _Kind(mobilenet_v2, MobileNet_V2_Weights.IMAGENET1K_V1, "conv", (3, 6, 13, 18), 14),
+    "MobileNetV3_Small": _Kind(
+        mobilenet_v3_small, MobileNet_V3_Small_Weights.IMAGENET1K_V1, "block", (1, 3, 8, 12), 9
+    ),
+}
+
+
 class MobileNetModel(RetrievalModel):
-    """MobileNetV3-Small; ``last_stride`` is the stride of features[9], its last one that halves the map.
+    """A MobileNet; ``last_stride`` is the stride of its last inverted residual that halves the map.
 
     Args:
-        name: ``MobileNetV3_Small``.
+        name: ``MobileNetV2`` or ``MobileNetV3_Small``.
         num_classes: identities of the training set.
         last_stride: 1 or 2.
         checkpoint_activations: see `RetrievalModel`.
@@ -31,22 +60,24 @@ class MobileNetModel(RetrievalModel):
 
     def __init__(self, name: str, num_classes: int, last_stride: int = 1, checkpoint_activations: bool = False) -> None:
         super().__init__(name, checkpoint_activations)
-        self.model = mobilenet_v3_small().features
-        self.model[_LAST_STRIDED].block[_DEPTHWISE][0].stride = (last_stride, last_stride)
-        self.add_head(tuple(self.model[end].out_channels for end in _STAGE_ENDS), num_classes)
+        self.kind = _KINDS[name]
+        self.model = self.kind.build().features
+        strided = getattr(self.model[self.kind.last_strided], self.kind.layers)
+        strided[_DEPTHWISE][0].stride = (last_stride, last_stride)
+        self.add_head(tuple(self.model[end].out_channels for end in self.kind.stage_ends), num_classes)
 
     def stage_maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features, maps = images, []
         for index, layer in enumerate(self.model):
             features = self.run(layer, features)
-            if index in _STAGE_ENDS:
+            if index in self.kind.stage_ends:
                 maps.append(features)
         return tuple(maps)
 
     def blocks(self) -> list[Block]:
-        """The eleven inverted residuals; the convolutions before and after them are not blocks."""
+        """The inverted residuals, 17 or 11; the convolutions before and after them are not blocks."""
         return [
-            Block(f"model.{index}", self.model[index], 1 + sum(end < index for end in _STAGE_ENDS))
+            Block(f"model.{index}", self.model[index], 1 + sum(end < index for end in self.kind.stage_ends))
             for index in range(1, len(self.model) - 1)
         ]
 
@@ -59,4 +90,8 @@ class MobileNetModel(RetrievalModel):
         return ForeignWeights("ImageNet torchvision", backbone, head)
 
     def imagenet_weights(self) -> WeightsEnum | None:
-        return MobileNet_V3_Small_Weights.IMAGENET1K_V1
+        return self.kind.weights
+
+
+for _name in _KINDS:
+    NETWORKS.register(_name)(MobileNetModel)

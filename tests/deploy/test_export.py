@@ -23,6 +23,7 @@ needs_onnx = needs("onnx", "onnxscript", "onnxruntime")
 needs_safetensors = needs("safetensors")
 NETWORKS = [
     *(f"ResNet{depth}{kind}" for depth in (18, 34, 50, 101) for kind in ("", "_ibn_a")),
+    "MobileNetV2",
     "MobileNetV3_Small",
     *(f"Swin_Transformer_V2_{size}" for size in ("Tiny", "Small", "Base")),
 ]

@@ -12,12 +12,13 @@ from d3still.errors import UserError
 from d3still.modeling import NETWORKS, RetrievalModel, build_model
 from d3still.modeling.resnet import InstanceBatchNorm
 
-LIGHT = ["ResNet18", "ResNet18_ibn_a", "MobileNetV3_Small", "Swin_Transformer_V2_Tiny"]
+LIGHT = ["ResNet18", "ResNet18_ibn_a", "MobileNetV2", "MobileNetV3_Small", "Swin_Transformer_V2_Tiny"]
 BLOCKS = {  # residual or transformer blocks in each stage, from the papers' tables
     "ResNet18": (2, 2, 2, 2),
     "ResNet34": (3, 4, 6, 3),
     "ResNet50": (3, 4, 6, 3),
     "ResNet101_ibn_a": (3, 4, 23, 3),
+    "MobileNetV2": (3, 3, 7, 4),
     "MobileNetV3_Small": (1, 2, 5, 3),
     "Swin_Transformer_V2_Tiny": (2, 2, 6, 2),
     "Swin_Transformer_V2_Base": (2, 2, 18, 2),
@@ -55,7 +56,7 @@ def test_blocks_run_in_order_and_their_output_pools(name):
         handle.remove()
     assert ran == [block.module for block in model.blocks()]
     widths = [model.stage_channels[block.stage - 1] for block in model.blocks()]
-    if name == "MobileNetV3_Small":  # its stages end in other widths than their first blocks have
+    if name.startswith("MobileNet"):  # its stages end in other widths than their first blocks have
         widths = [block.module.out_channels for block in model.blocks()]
     assert [tuple(feature.shape) for feature in pooled] == [(2, width) for width in widths]
     last_of_first_stage = [block.stage for block in model.blocks()].index(2) - 1
@@ -75,7 +76,8 @@ def test_an_image_alone_gives_what_it_gives_in_a_batch(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "strides"), [("ResNet18", (8, 4)), ("ResNet50", (8, 4)), ("MobileNetV3_Small", (8, 4))]
+    ("name", "strides"),
+    [("ResNet18", (8, 4)), ("ResNet50", (8, 4)), ("MobileNetV2", (8, 4)), ("MobileNetV3_Small", (8, 4))],
 )
 def test_last_stride_two_halves_the_last_map_only(name, strides):
     maps = {}
@@ -85,6 +87,13 @@ def test_last_stride_two_halves_the_last_map_only(name, strides):
             maps[stride] = _forward(model, (1, 3, 128, 128)).feature_maps
     assert [f.shape for f in maps[1][:3]] == [f.shape for f in maps[2][:3]]
     assert (maps[1][3].shape[-1], maps[2][3].shape[-1]) == strides
+
+
+def test_mobilenetv2s_stage_maps_are_those_before_each_later_halving():
+    """Strides 4, 8, 16, 32 and widths of Table 2 of Sandler et al., CVPR 2018."""
+    with torch.device("meta"):
+        maps = _forward(build_model("MobileNetV2", 3, last_stride=2).eval(), (1, 3, 64, 96)).feature_maps
+    assert [tuple(f.shape) for f in maps] == [(1, 24, 16, 24), (1, 32, 8, 12), (1, 96, 4, 6), (1, 1280, 2, 3)]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 128), (96, 160), (50, 70), (384, 384), (33, 33)])

@@ -184,12 +184,13 @@ def test_imagenet_resnet(name, caplog):
     _assert_same_features(model, _unpadded_pool(classifier), head="fc")
 
 
-def test_imagenet_mobilenet():
-    classifier = _moved(torchvision.models.mobilenet_v3_small()).eval()
-    model = build_model("MobileNetV3_Small", CLASSES, last_stride=2).eval()
+@pytest.mark.parametrize(("name", "classifier_layers"), [("mobilenet_v2", [1]), ("mobilenet_v3_small", [0, 3])])
+def test_imagenet_mobilenet(name, classifier_layers):
+    classifier = _moved(getattr(torchvision.models, name)()).eval()
+    model = build_model({"mobilenet_v2": "MobileNetV2"}.get(name, "MobileNetV3_Small"), CLASSES, last_stride=2).eval()
     report = load_weights(model, classifier.state_dict())
     assert report.kind == "ImageNet torchvision"
-    assert report.left_out == [f"classifier.{i}.{what}" for i in (0, 3) for what in ("weight", "bias")]
+    assert report.left_out == [f"classifier.{i}.{what}" for i in classifier_layers for what in ("weight", "bias")]
     _assert_same_features(model, classifier, head="classifier")
 
 
@@ -298,7 +299,7 @@ class TestDownload:
         assert "resnet18" in url and kwargs["check_hash"] and kwargs["weights_only"]
         assert url in caplog.text
 
-    @pytest.mark.parametrize("name", ["ResNet101", "MobileNetV3_Small", "Swin_Transformer_V2_Base"])
+    @pytest.mark.parametrize("name", ["ResNet101", "MobileNetV2", "MobileNetV3_Small", "Swin_Transformer_V2_Base"])
     def test_without_network_the_error_says_what_to_fetch(self, name):
         def fail():
             raise OSError("unreachable\nmore")
