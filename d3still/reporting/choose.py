@@ -88,7 +88,8 @@ def gains_over(other: Run, query: Sequence[Sample], ap: np.ndarray, protocol: st
     """
     arrays = other.per_query
     if f"{protocol}_ap" not in arrays:
-        raise UserError(f"{other.folder} has no per-query {protocol} results to compare with")
+        why = "".join(f"; {problem}" for problem in other.problems)
+        raise UserError(f"{other.folder} has no per-query {protocol} results to compare with{why}")
     before = dict(zip(relative_names(arrays["query_paths"]), arrays[f"{protocol}_ap"].tolist(), strict=True))
     names = relative_names([sample.path for sample in query])
     return np.nan_to_num(ap - np.array([before.get(name, np.nan) for name in names]))

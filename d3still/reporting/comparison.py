@@ -60,8 +60,9 @@ def compare(runs: Iterable[Run], notes: Sequence[str] = ()) -> Comparison:
         runs: of stages 0, 1 and 2; stage 0 gives the baselines' SIR.
         notes: to be kept with the result.
     """
-    comparison = Comparison([], list(notes))
-    for family in group(list(runs)):
+    runs = list(runs)
+    comparison = Comparison([], [*notes, *(f"left out: {problem}" for run in runs for problem in run.problems)])
+    for family in group(runs):
         comparison.rows += _rows(family)
     _add_differences(comparison)
     comparison.notes += fairness_notes(comparison.rows)

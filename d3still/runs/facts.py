@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from d3still.config.sections import leaves
-from d3still.distillers import without_idle_sections
+from d3still.distillers import DISTILLERS, without_idle_sections
 from d3still.errors import UserError
 
 Tree = Mapping[str, Any]
@@ -60,16 +60,22 @@ def baseline_of(config: Tree) -> str:
     return config["ACD"]["BASELINE"] if stage_of(config) == 2 else config["DISTILLER"]["TYPE"]
 
 
-def section_of(config: Tree, baseline: str) -> str:
-    """The config section of a baseline: FITNET for FitNet.
+def section_of(config: Tree) -> str | None:
+    """The config section that holds the KD_WEIGHT of a run's baseline: FITNET for FitNet; None where none does.
 
-    Raises:
-        UserError: when there is none with a KD_WEIGHT.
+    It is the one that the baseline was registered with. Of a user's baseline whose code is not at hand it is the
+    section of its name, else the only one that no known baseline has.
     """
-    for name, section in config.items():
-        if name.lower() == baseline.lower() and isinstance(section, Mapping) and "KD_WEIGHT" in section:
-            return name
-    raise UserError(f"the config has no section {baseline} with a KD_WEIGHT, which the controls set to 0")
+    baseline = baseline_of(config)
+    weighing = [name for name, section in config.items() if isinstance(section, Mapping) and "KD_WEIGHT" in section]
+    if baseline in DISTILLERS:
+        likely = [DISTILLERS.get(baseline).section]
+    else:
+        known = {DISTILLERS.get(name).section for name in DISTILLERS}
+        unknown = [name for name in weighing if name not in known]
+        likely = [name for name in unknown if name.lower() == baseline.lower()] or unknown
+    found = [name for name in likely if name in weighing]
+    return found[0] if len(found) == 1 else None
 
 
 def variant_of(config: Tree) -> str:
@@ -77,8 +83,8 @@ def variant_of(config: Tree) -> str:
     if stage_of(config) == 1:
         return BASELINE
     has_logits = bool(config["ACD"]["ALPHA"] or config["ACD"]["BETA"])
-    baseline = baseline_of(config)
-    has_baseline = bool(config[section_of(config, baseline)]["KD_WEIGHT"])
+    section = section_of(config)
+    has_baseline = section is None or bool(config[section]["KD_WEIGHT"])  # without a weight of its own it has 1
     builder = config["SOLVER"]["OPTIMIZER_BUILDER"]
     known = {
         ("RAHO", True, True): ACD,
@@ -100,6 +106,9 @@ def variant_settings(config: Tree, variant: str, uniform_lr: float | None = None
 
     Returns:
         SECTION.KEY → value, with the variant's own OUTPUT_DIR.EXPERIMENT_NAME; empty for ``acd``.
+
+    Raises:
+        UserError: the fine-tuning control of a baseline without a KD_WEIGHT.
     """
     if variant == ACD:
         return {}
@@ -108,7 +117,13 @@ def variant_settings(config: Tree, variant: str, uniform_lr: float | None = None
         rate = config["SOLVER"]["BASE_LR"] * config["RAHO"]["GAMMA"] if uniform_lr is None else uniform_lr
         settings: dict[str, Any] = {"SOLVER.OPTIMIZER_BUILDER": "Uniform", "SOLVER.BASE_LR": rate}
     elif variant == FINETUNE:
-        settings = {f"{section_of(config, baseline_of(config))}.KD_WEIGHT": 0.0, **no_logits}
+        section = section_of(config)
+        if section is None:
+            raise UserError(
+                f"the baseline {baseline_of(config)} has no KD_WEIGHT, which the variant {FINETUNE} sets to 0; "
+                "register it with defaults={'KD_WEIGHT': 1.0}, or leave the variant out"
+            )
+        settings = {f"{section}.KD_WEIGHT": 0.0, **no_logits}
     else:
         settings = dict(no_logits)
     name = config["OUTPUT_DIR"]["EXPERIMENT_NAME"]

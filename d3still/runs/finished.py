@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -18,21 +18,25 @@ from d3still.config import filled_in
 from d3still.errors import UserError
 from d3still.runs.facts import SWEEP, stage_of
 from d3still.runs.history import read_history
+from d3still.runs.per_query import read_per_query
 
 logger = logging.getLogger(__name__)
 
 CONFIG, METRICS, HISTORY, PER_QUERY = "config.yaml", "metrics.json", "metrics.jsonl", "per_query.npz"
 MEASURES = ("mAP", "mINP", "R1", "R5", "R10")
-# What every config has and reporting reads: a config.yaml without it is of another program.
-NEEDED = {
-    "DISTILLER": ("TYPE", "STUDENT_NAME", "TEACHER_NAME", "TEACHER_MODEL_PATH", "STUDENT_PRETRAIN_PATH"),
-    "INPUT": ("STUDENT_SIZE_TEST", "TEACHER_SIZE_TEST", "SIZE_TEST"),
-    "ACD": ("BASELINE", "ALPHA", "BETA"),
-    "DATASETS": ("NAMES", "SPLIT"),
-    "SOLVER": ("SEED", "OPTIMIZER_BUILDER"),
-    "TEST": ("TEST_METRIC", "EXCLUDE_SAME_CAMERA"),
-    "OUTPUT_DIR": ("ROOT_PATH", "EXPERIMENT_NAME"),
+# What every config has and reporting reads: a config.yaml without it, or with other types, is of another program.
+NEEDED: dict[str, dict[str, type | UnionType]] = {
+    "DISTILLER": dict.fromkeys(
+        ("TYPE", "STUDENT_NAME", "TEACHER_NAME", "TEACHER_MODEL_PATH", "STUDENT_PRETRAIN_PATH"), str
+    ),
+    "INPUT": dict.fromkeys(("STUDENT_SIZE_TEST", "TEACHER_SIZE_TEST", "SIZE_TEST"), list),
+    "ACD": {"BASELINE": str, "ALPHA": int | float, "BETA": int | float},
+    "DATASETS": {"NAMES": str, "SPLIT": str},
+    "SOLVER": {"SEED": int, "OPTIMIZER_BUILDER": str},
+    "TEST": {"TEST_METRIC": str, "EXCLUDE_SAME_CAMERA": bool},
+    "OUTPUT_DIR": {"ROOT_PATH": str, "EXPERIMENT_NAME": str},
 }
+BEST = 100 + 1e-6  # percent, with what a mean of ones may be off
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +47,17 @@ class Run:
         folder: where it lives.
         config: its frozen config, as a plain tree.
         metrics: its ``metrics.json``; ``AIR`` is None in stage 0.
+        per_query: the arrays of ``per_query.npz`` (`read_per_query`); empty where it is not there.
+        history: one record an epoch, from ``metrics.jsonl``; empty where it is not there.
+        problems: a line for each of these two files that could not be read; it counts as not there.
     """
 
     folder: Path
     config: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    per_query: Mapping[str, np.ndarray] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    problems: Sequence[str] = ()
 
     @property
     def stage(self) -> int:
@@ -78,50 +88,34 @@ class Run:
         value = self.config["DISTILLER"][key]
         return Path(filled_in(self.config, value, str(self.root))).expanduser().resolve() if value else None
 
-    @cached_property
-    def per_query(self) -> Mapping[str, np.ndarray]:
-        """The arrays of ``per_query.npz``; empty where there is none.
-
-        Raises:
-            UserError: when it is damaged.
-        """
-        path = self.folder / PER_QUERY
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is damaged ({error}); run the experiment again") from error
-
-    @cached_property
-    def history(self) -> list[dict[str, Any]]:
-        """One record an epoch, from ``metrics.jsonl``."""
-        return read_history(self.folder / HISTORY)
-
 
 def read_run(folder: Path) -> Run:
     """The finished run of a folder.
 
     Raises:
-        UserError: when it holds none, or a file of it cannot be read.
+        UserError: when it holds none, or its config or metrics cannot be read.
     """
     config, metrics = _read(folder / CONFIG, yaml.safe_load), _read(folder / METRICS, json.loads)
     lacking = [
         f"{section}.{key}"
         for section, keys in NEEDED.items()
-        for key in keys
-        if not isinstance(config.get(section), Mapping) or key not in config[section]
+        for key, kind in keys.items()
+        if not isinstance(config.get(section), Mapping) or not _is_setting(config[section].get(key), kind)
     ]
     if lacking:
-        raise UserError(f"{folder / CONFIG} is not the config of a run: it lacks {', '.join(lacking)}")
+        raise UserError(f"{folder / CONFIG} is not the config of a run: it lacks a proper {', '.join(lacking)}")
     for protocol in ("AIR", "SIR"):
         scores = metrics.get(protocol)
         if scores is None and protocol == "AIR" and stage_of(config) == 0:
             continue
-        if not isinstance(scores, Mapping) or not all(isinstance(scores.get(m), int | float) for m in MEASURES):
-            raise UserError(f"{folder / METRICS} lacks {protocol} with {', '.join(MEASURES)}; run it again")
-    return Run(folder, config, metrics)
+        if not isinstance(scores, Mapping) or not all(_is_percent(scores.get(m)) for m in MEASURES):
+            raise UserError(
+                f"{folder / METRICS} lacks {protocol} with {', '.join(MEASURES)}, from 0 to 100; test the run again"
+            )
+    problems: list[str] = []
+    per_query = _or_none(lambda: read_per_query(folder / PER_QUERY), problems) or {}
+    history = _or_none(lambda: read_history(folder / HISTORY), problems) or []
+    return Run(folder, config, metrics, per_query, history, problems)
 
 
 def find_runs(root: Path) -> tuple[list[Run], list[str]]:
@@ -153,12 +147,31 @@ def _folders_with_metrics(root: Path) -> Iterator[Path]:
     yield from (path.parent for path in sorted(root.rglob(METRICS)) if (path.parent / CONFIG).exists())
 
 
+def _is_setting(value: Any, kind: type | UnionType) -> bool:
+    if kind is list:  # a height and a width
+        return isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) for side in value)
+    return isinstance(value, kind)
+
+
+def _is_percent(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= BEST  # NaN is neither
+
+
+def _or_none(read: Callable[[], Any], problems: list[str]) -> Any:
+    """What is read; None where that fails, with the reason among the problems."""
+    try:
+        return read()
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
 def _read(path: Path, parse: Any) -> Mapping[str, Any]:
     try:
         value = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: {path.parent} holds no finished run") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unreadable"
         raise UserError(f"{path} cannot be read ({reason}); run the experiment again") from error
     if not isinstance(value, Mapping):

@@ -3,19 +3,25 @@
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from d3still.config import load_config
+from d3still.distillers import DISTILLERS
 from d3still.errors import UserError
+from d3still.reporting.choose import gains_over
 from d3still.reporting.comparison import compare
 from d3still.reporting.exports import csv_text, json_text, to_csv, to_json
+from d3still.reporting.html import report_html
 from d3still.reporting.pairing import mean_pairs, paired_differences, relative_names
 from d3still.reporting.published import published_scores
 from d3still.reporting.tables import Table, footnotes, tables_of, to_console, to_latex, to_markdown
+from d3still.runs.facts import variant_settings
 from d3still.runs.finished import find_runs, read_run
 from tests.conformance import FOLDER as CONFORMANCE
 from tests.reporting.fabricate import config, make_log, make_run
@@ -41,9 +47,9 @@ def add_control(log, queries, name, air, seeds=(2024, 2025)):
 
 
 @pytest.fixture
-def own_log(queries, tmp_path):
+def own_log(log, tmp_path):
     """A log to change."""
-    return make_log(tmp_path / "log", queries)
+    return Path(shutil.copytree(log, tmp_path / "log"))
 
 
 def test_rows_and_differences(log):
@@ -298,10 +304,149 @@ def test_no_run_is_an_error_that_says_where(tmp_path):
         find_runs(tmp_path)
 
 
-def test_a_damaged_npz_is_named(own_log):
-    (own_log / "emoji/acd_rop/seed2025/per_query.npz").write_bytes(b"PK\x03\x04 damaged")
-    with pytest.raises(UserError, match=r"acd_rop/seed2025/per_query.npz is damaged"):
-        compared(own_log)
+def flipped(path):
+    """A compressed file with a byte within an array changed: its zip directory is whole, its contents are not."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    return bytes(content)
+
+
+def saved(save, *array, **arrays):
+    buffer = io.BytesIO()
+    save(buffer, *array, **arrays)
+    return buffer.getvalue()
+
+
+BAD_PER_QUERY = {
+    "cut": lambda path: path.read_bytes()[:-50],
+    "no zip": lambda path: b"PK\x03\x04 damaged",
+    "a flipped byte": flipped,
+    "one array": lambda path: (np.save(path, np.zeros(3), allow_pickle=False), path.with_suffix(".npz.npy"))[
+        1
+    ].read_bytes(),
+    "pickled": lambda path: saved(np.savez, query_paths=np.array([{}], dtype=object), query_ids=np.zeros(1, dtype=int)),
+    "another length": lambda path: saved(np.savez, **{**np.load(path), "AIR_ap": np.zeros(7)}),
+    "a type": lambda path: saved(np.savez, **{**np.load(path), "AIR_ap": np.full(60, "0.5")}),
+    "a value": lambda path: saved(np.savez, **{**np.load(path), "AIR_ap": np.full(60, np.inf)}),
+    "no paths": lambda path: saved(np.savez, **{name: a for name, a in np.load(path).items() if name != "query_paths"}),
+    "no ranks": lambda path: saved(
+        np.savez, **{name: a for name, a in np.load(path).items() if name != "SIR_first_hit"}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PER_QUERY)
+def test_a_bad_per_query_file_is_named_and_the_rest_is_reported(own_log, kind):
+    """As if it were not there: the scores stay, and the test rests on the other seed."""
+    path = own_log / "emoji/acd_rop/seed2025/per_query.npz"
+    path.write_bytes(BAD_PER_QUERY[kind](path))
+    comparison = compared(own_log)
+    (note,) = comparison.notes
+    assert str(path) in note and ("is damaged" in note or "does not hold what a run writes" in note)
+    before, after = comparison.rows
+    assert after.seeds == before.seeds == [2024, 2025]
+    assert after.differences["baseline"]["AIR", "mAP"].verdict.values == 60
+    page = report_html(comparison)
+    assert str(path) in page and "CMC" in page
+    other = read_run(path.parent)
+    with pytest.raises(UserError, match=r"no per-query AIR results.*per_query\.npz"):
+        gains_over(other, [], np.array([]), "AIR")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"epoch": 3, "loss"',
+        b"\xff\xfe",
+        b"3",
+        b"[]",
+        b'{"loss": 1}',
+        b'{"epoch": "3"}',
+        b"[" * 20_000,
+        b'{"epoch": 1e3}',
+    ],
+)
+def test_a_history_ends_at_the_first_line_that_is_no_record(own_log, line, caplog):
+    path = own_log / "emoji/acd_rop/seed2025/metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:3], line, *lines[3:]]))
+    with caplog.at_level("WARNING", logger="d3still"):
+        comparison = compared(own_log)
+    assert "metrics.jsonl line 4 is no record" in caplog.text
+    assert [record["epoch"] for record in comparison.rows[1].results[2025].run.history] == [0, 1, 2]
+    assert "ROP + ACD, seed 2025, epoch 3" in report_html(comparison)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", "101", "1" + "0" * 400, '"50"', "null"])
+def test_a_run_whose_scores_are_no_percentages_is_left_out(own_log, value):
+    path = own_log / "emoji/acd_rop/seed2025/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["AIR"]["mAP"] = "HERE"
+    path.write_text(json.dumps(metrics).replace('"HERE"', value))
+    comparison = compared(own_log)
+    assert comparison.rows[1].seeds == [2024]
+    (note,) = [note for note in comparison.notes if "metrics.json" in note]
+    assert "lacks AIR" in note
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.SEED", "x"),
+        ("DATASETS.NAMES", ["emoji"]),
+        ("DISTILLER.TYPE", 3),
+        ("ACD.ALPHA", {}),
+        ("INPUT.SIZE_TEST", [64]),
+        ("INPUT.SIZE_TEST", 64),
+        ("OUTPUT_DIR", []),
+    ],
+)
+def test_a_run_whose_config_has_other_types_is_left_out(own_log, key, value):
+    path = own_log / "emoji/acd_rop/seed2025/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    section, _, name = key.partition(".")
+    config[section] = {**config[section], name: value} if name else value
+    path.write_text(yaml.safe_dump(config))
+    comparison = compared(own_log)
+    assert comparison.rows[1].seeds == [2024]
+    assert any(f"{path} is not the config of a run: it lacks a proper {key}" in note for note in comparison.notes)
+
+
+@pytest.fixture
+def own_baseline(own_log):
+    """The log as if ROP were a user's baseline, Huber, whose section has another name."""
+    for path in own_log.rglob("config.yaml"):
+        text = path.read_text().replace("TYPE: ROP", "TYPE: Huber").replace("BASELINE: ROP", "BASELINE: Huber")
+        path.write_text(f"{text}\nMY_LOSS:\n  DELTA: 1.0\n  KD_WEIGHT: 1.0\n")
+    return own_log
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_users_baseline_may_have_a_section_of_any_name(own_baseline, queries, monkeypatch, known):
+    """With its code at hand and without: + ACD and its controls are told apart by the weight in that section."""
+    if known:
+        own = type("Huber", (), {"section": "MY_LOSS"})
+        monkeypatch.setitem(DISTILLERS._entries, "Huber", own)
+    for name, weights in {"finetune": ("0.0", "0.0"), "raho_only": ("1.0", "0.0")}.items():
+        folder = shutil.copytree(own_baseline / "emoji/acd_rop", own_baseline / f"emoji/acd_rop-{name}")
+        for path in folder.rglob("config.yaml"):
+            text = re.sub(r"(ALPHA|BETA): [\d.]+", rf"\1: {weights[1]}", path.read_text())
+            text = text.replace("EXPERIMENT_NAME: emoji/acd_rop", f"EXPERIMENT_NAME: emoji/acd_rop-{name}")
+            path.write_text(text.replace("  DELTA: 1.0\n  KD_WEIGHT: 1.0", f"  DELTA: 1.0\n  KD_WEIGHT: {weights[0]}"))
+    rows = compared(own_baseline).rows
+    assert [(row.baseline, row.variant) for row in rows] == [
+        ("Huber", variant) for variant in ("baseline", "acd", "finetune", "raho_only")
+    ]
+
+
+def test_a_users_baseline_without_a_weight_is_compared_but_has_no_control(own_baseline):
+    for path in own_baseline.rglob("config.yaml"):
+        path.write_text(path.read_text().partition("\nMY_LOSS")[0])
+    assert [row.variant for row in compared(own_baseline).rows] == ["baseline", "acd"]
+    config = read_run(own_baseline / "emoji/acd_rop/seed2024").config
+    with pytest.raises(UserError, match="Huber has no KD_WEIGHT"):
+        variant_settings(config, "finetune")
+    assert variant_settings(config, "raho_only")["ACD.ALPHA"] == 0
 
 
 def test_json_is_the_schema(log):
