@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d3still.data import Sample, build_dataset
 from d3still.deploy import Embedder, GalleryImage, GalleryIndex, IndexBuilder, export_network
-from d3still.deploy.embedding import embed_images
+from d3still.deploy.embedder import embed_images
 from d3still.deploy.listing import list_images
 from d3still.errors import UserError
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from d3still.deploy.embedder import Embedder
-from d3still.deploy.embedding import Embedded, embed_images
+from d3still.deploy.embedder import Embedded, Embedder, embed_images
 from d3still.deploy.extras import require
 from d3still.deploy.index import GalleryIndex, header_of, measure
 from d3still.deploy.index_file import read_header, write_faiss

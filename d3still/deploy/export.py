@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from d3still import __version__
 from d3still.deploy.description import COLOUR_RULE, RESIZE_RULE, Description
 from d3still.deploy.extras import require
-from d3still.deploy.graph import EmbeddingGraph
 from d3still.deploy.network_files import METADATA_KEY, ONNX, SAFETENSORS, open_network
-from d3still.deploy.onnx_graph import checked_differences, onnx_bytes
+from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, EmbeddingGraph, onnx_session
 from d3still.errors import UserError
 from d3still.files import write_atomically, write_text
+from d3still.modeling.swin import SwinModel
 
 FORMATS = ("onnx", "safetensors")
 _SUFFIX = {"onnx": ONNX, "safetensors": SAFETENSORS}
+CHECK_BATCHES = (1, 3, 14)
+TOLERANCE = 1e-4  # largest difference of any number of an L2-normalised feature
+OTHER_SIZE = (1.25, 0.75)  # a dynamic graph is also checked at this share of its height and width
+OLDEST_TORCH = (2, 6)  # the first whose exporter takes dynamic shapes
+SMALLEST_SIDE = 32  # a side for which every backbone's last map still has a pixel
+_EXAMPLE_BATCH = 2  # the exporter takes a batch of one for a constant
+_EXAMPLE_SIZE = (96, 128)  # and so a last map of one pixel, which a small image would give
+_EXPORTER_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 @dataclass(frozen=True)
@@ -120,3 +132,103 @@ def _card(description: Description, format: str, path: Path, size: int, details:
         "versions": {"d3still": __version__, "torch": torch.__version__},
         "config": description.config,
     }
+
+
+def onnx_bytes(graph: EmbeddingGraph, description: Description, fixed_size: bool) -> tuple[bytes, dict[str, Any]]:
+    """The graph as an ONNX file, and what a reader must know of it.
+
+    The batch is dynamic, and so are height and width unless ``fixed_size``, or for Swin, whose window
+    masks are made for one size.
+
+    Raises:
+        UserError: when onnx or onnxscript is not installed, or PyTorch is too old.
+    """
+    for module in ("onnx", "onnxscript"):
+        require(module, "exporting to ONNX")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        wanted = ".".join(map(str, OLDEST_TORCH))
+        raise UserError(f"exporting to ONNX needs PyTorch {wanted} or later, not {torch.__version__}; update it")
+    fixed = fixed_size or isinstance(graph.network, SwinModel)
+    axes = {0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"}
+    name = "pixels" if graph.normalize else "images"
+    example = _example(graph, _EXAMPLE_BATCH, description.size if fixed else _EXAMPLE_SIZE)
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations, which no user can mend
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({axis: torch.export.Dim(label) for axis, label in axes.items()},),
+            input_names=[name],
+            output_names=["features"],
+            verbose=False,
+        )
+    model = program.model_proto
+    metadata = {
+        METADATA_KEY: json.dumps(description.to_dict()),
+        NORMALIZE_KEY: json.dumps(graph.normalize),
+        L2_KEY: json.dumps(graph.l2),
+    }
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    details = {
+        "opset": next(entry.version for entry in model.opset_import if not entry.domain),
+        "input": name,
+        "input_type": "uint8, RGB, 0 … 255" if graph.normalize else "float32, normalised",
+        "input_shape": ["batch", 3, *(description.size if fixed else ("height", "width"))],
+        "output": "features",
+        "output_shape": ["batch", description.feature_width],
+        "normalizes": graph.normalize,
+        "l2": graph.l2,
+    }
+    return model.SerializeToString(), details
+
+
+def checked_differences(
+    graph: EmbeddingGraph, content: bytes, description: Description, details: dict[str, Any]
+) -> dict[str, float]:
+    """Largest difference between onnxruntime and PyTorch, L2-normalised, by "batch × height × width".
+
+    Raises:
+        UserError: when one is larger than `TOLERANCE`, or onnxruntime is not installed.
+    """
+    session, _ = onnx_session(content)
+    sizes = [(batch, *description.size) for batch in CHECK_BATCHES]
+    if "height" in details["input_shape"]:
+        sides = zip(description.size, OTHER_SIZE, strict=True)
+        sizes.append((CHECK_BATCHES[1], *(max(SMALLEST_SIDE, int(side * share)) for side, share in sides)))
+    found = {}
+    for batch, *size in sizes:
+        images = _example(graph, batch, tuple(size))
+        with torch.inference_mode():
+            expected = F.normalize(graph(images))
+        answer = torch.from_numpy(session.run(None, {details["input"]: images.numpy()})[0])
+        difference = float((F.normalize(answer) - expected).abs().max())
+        found[" × ".join(map(str, (batch, *size)))] = difference
+        if not difference <= TOLERANCE:  # also for NaN
+            raise UserError(
+                f"the exported {description} differs from the original by {difference:.1e} at {batch} images of "
+                f"{size[0]} × {size[1]} (allowed: {TOLERANCE:.0e}); nothing was written. Try other versions of "
+                "torch, onnxscript and onnxruntime"
+            )
+    return found
+
+
+def _example(graph: EmbeddingGraph, batch: int, size: tuple[int, int]) -> Tensor:
+    """Random input of the kind that ``graph`` takes; always the same numbers."""
+    rng = np.random.default_rng(batch)
+    pixels = torch.from_numpy(rng.integers(0, 256, (batch, 3, *size), dtype=np.uint8))
+    return pixels if graph.normalize else pixels.float() * graph.scale - graph.offset
+
+
+class _quiet:
+    """Keeps the exporter's notes about its own optimisations from the user."""
+
+    def __enter__(self) -> None:
+        self._levels = {name: logging.getLogger(name).level for name in _EXPORTER_LOGGERS}
+        for name in self._levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *error: object) -> None:
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -13,8 +13,7 @@ import numpy as np
 
 from d3still import __version__
 from d3still.deploy.description import SHORT, Description
-from d3still.deploy.embedder import Embedder
-from d3still.deploy.embedding import embed_images, finite
+from d3still.deploy.embedder import Embedder, embed_images, finite
 from d3still.deploy.index_file import load_index_file, save_index_file
 from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, train, tune
 from d3still.deploy.listing import GalleryImage, list_images

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from d3still.data import ImageBatch, Normalizer
 from d3still.deploy.description import Description
 from d3still.deploy.extras import require
-from d3still.deploy.graph import EmbeddingGraph
 from d3still.deploy.network_files import read_description
 from d3still.errors import UserError
+from d3still.modeling import RetrievalModel
 
 Runner = Callable[[Tensor], Tensor]
 """uint8 pixels (B, 3, height, width) on the CPU → L2-normalised features (B, D) on the CPU."""
@@ -24,6 +24,39 @@ Runner = Callable[[Tensor], Tensor]
 NORMALIZE_KEY, L2_KEY = "normalize", "l2"
 """Metadata of an ONNX file, "true" or "false": what its graph does itself."""
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that onnxruntime has
+PIXEL_RANGE = 255
+
+
+class EmbeddingGraph(nn.Module):
+    """Features of a batch of images, and nothing else.
+
+    Args:
+        network: a trained network; it is put into eval mode.
+        description: its own.
+        normalize: take uint8 pixels and normalise them here, as `d3still.data.Normalizer` does; otherwise
+            take normalised float images.
+        l2: divide each feature by its length.
+    """
+
+    def __init__(self, network: RetrievalModel, description: Description, normalize: bool, l2: bool) -> None:
+        super().__init__()
+        self.network, self.normalize, self.l2 = network.eval(), normalize, l2
+        self.mirrored = description.mirrored
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
+            for values in (description.mean, description.std)
+        )
+        self.register_buffer("scale", (1 / (PIXEL_RANGE * std)).float())
+        self.register_buffer("offset", (mean / std).float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), uint8 0 … 255 or normalised float32 → (B, D) float32."""
+        if self.normalize:
+            images = images.to(torch.float32) * self.scale - self.offset
+        features = self.network(images).retrieval_feat
+        if self.mirrored:
+            features = features + self.network(images.flip(3)).retrieval_feat
+        return F.normalize(features) if self.l2 else features
 
 
 def _normalizing(description: Description) -> Callable[[Tensor], Tensor]:

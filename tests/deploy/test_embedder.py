@@ -10,8 +10,8 @@ from PIL import Image
 from d3still.data import ImageBatch, Normalizer, Sample, test_loader
 from d3still.data.image import EXIF_ORIENTATION
 from d3still.deploy import Embedder
-from d3still.deploy.graph import EmbeddingGraph
 from d3still.deploy.network_files import open_network
+from d3still.deploy.runners import EmbeddingGraph
 from d3still.engine.retrieval import extract
 from d3still.errors import UserError
 from tests.deploy.small import make_config, picture, save_pictures, save_run

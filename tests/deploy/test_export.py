@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from d3still.config import dump_config
 from d3still.data import ImageBatch, Normalizer
 from d3still.deploy import Embedder, cost_table, costs, export_network, open_network, read_safetensors
-from d3still.deploy import onnx_graph as onnx_graph_module
+from d3still.deploy import export as export_module
 from d3still.deploy.description import weights_hash
-from d3still.deploy.onnx_graph import TOLERANCE
+from d3still.deploy.export import TOLERANCE
 from d3still.deploy.runners import onnx_session
 from d3still.errors import UserError
 from d3still.modeling import build_model, load_weights
@@ -104,7 +104,7 @@ def test_a_graph_that_differs_is_not_written(run, tmp_path, monkeypatch):
         def run(self, names, inputs):
             return [self.session.run(names, inputs)[0] + 0.001]
 
-    monkeypatch.setattr(onnx_graph_module, "onnx_session", lambda content: (Biased(onnx_session(content)[0]), {}))
+    monkeypatch.setattr(export_module, "onnx_session", lambda content: (Biased(onnx_session(content)[0]), {}))
     with pytest.raises(UserError, match=r"query network TestNet .* differs from the original by .*nothing was written"):
         export_network(run, "query", "onnx", tmp_path / "query.onnx")
     assert not list(tmp_path.iterdir())
