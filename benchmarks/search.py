@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d3still.deploy.extras import require
 from d3still.deploy.index_file import write_faiss
-from d3still.deploy.kinds import RECALL_AT, IndexOptions, add, new_index, train, tune
+from d3still.deploy.kinds import IndexOptions, add, new_index, train
+from d3still.deploy.recall import RECALL_AT, Queries, tune
 
 WIDTH, INNER, PER_IDENTITY = 512, 64, 20
 WITHIN, EVERYWHERE = 0.8, 0.5  # spread of an identity's images within the 64 dimensions, and over all 512
@@ -100,7 +101,7 @@ def measure(kind: str, blocks: list[np.ndarray], queries: np.ndarray, truth: np.
     train(index, lambda: iter(blocks), images)
     add(index, lambda: iter(blocks))
     seconds = time.process_time() - began
-    recall = tune(index, lambda: iter(blocks), options)
+    recall = tune(index, lambda: iter(blocks), options, Queries(queries, None, "further images"))
     found = index.search(queries, RECALL_AT)[1]
     together = min(seconds_of(index, queries) for _ in range(TIMES))
     alone = statistics.median(seconds_of(index, query[None]) for query in queries[:ALONE])

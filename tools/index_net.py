@@ -20,6 +20,7 @@ from d3still.deploy import KINDS, Embedder, GalleryIndex, IndexBuilder, IndexOpt
 from d3still.deploy.index_file import read_header
 from d3still.deploy.listing import run_gallery, shown
 from d3still.engine.events import logging_to
+from d3still.text import visible
 
 
 def parse() -> argparse.Namespace:
@@ -44,6 +45,8 @@ def parse() -> argparse.Namespace:
     build.add_argument("--kind", choices=KINDS, default="exact")
     build.add_argument("--recall", type=float, default=0.95, help="recall@10 that a search's effort is chosen for")
     build.add_argument("--code-bytes", type=int, default=64, help="ivfpq: bytes of an image's code")
+    build.add_argument("--queries", help="images that the gallery lacks, to measure recall with: a folder or CSV")
+    build.add_argument("--query-weights", help="the query network that embeds them; left out: that of --weights")
     build.add_argument("--overwrite", action="store_true", help="replace another index, once the new one is complete")
     search.add_argument("--topk", type=int, default=10)
     search.add_argument("--html", type=Path, help="also write the answers as a page")
@@ -51,10 +54,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def embedder(args: argparse.Namespace, ranks: Ranks) -> Embedder:
-    """The network that the command line names."""
+def embedder(args: argparse.Namespace, ranks: Ranks, weights: str, part: str | None) -> Embedder:
+    """A network that the command line names."""
     config = load_config(args.config_file) if args.config_file else None
-    return Embedder.from_checkpoint(args.weights, args.part, ranks.device, args.batch_size, config)
+    return Embedder.from_checkpoint(weights, part, ranks.device, args.batch_size, config)
 
 
 def search(args: argparse.Namespace, network: Embedder) -> None:
@@ -62,13 +65,13 @@ def search(args: argparse.Namespace, network: Embedder) -> None:
     index = GalleryIndex.load(args.index)
     answers = index.search(network, args.images, args.topk)
     for query, matches in zip(args.images, answers, strict=True):
-        print(query)
+        print(visible(query))
         for rank, match in enumerate(matches, start=1):
-            known = "" if match.identity is None else f"  [{match.identity}]"
+            known = "" if match.identity is None else f"  [{visible(match.identity)}]"
             print(f"{rank:4}  {match.score:7.4f}  {shown(match.path)}{known}")
     if args.html:
         write_page(args.html, args.images, answers, f"{len(args.images)} queries, {len(index)} gallery images")
-        print(f"page: {args.html}")
+        print(f"page: {visible(args.html)}")
 
 
 def main() -> None:
@@ -79,7 +82,7 @@ def main() -> None:
         print(json.dumps(read_header(args.index), indent=1))
         return
     with torchrun_ranks() as ranks, logging_to(None, quiet=not ranks.is_main):
-        network = embedder(args, ranks)
+        network = embedder(args, ranks, args.weights, args.part)
         if args.command == "search":
             search(args, network)
             return
@@ -88,7 +91,9 @@ def main() -> None:
         if args.command == "add":
             builder.add(images)
         else:
-            builder.build(images, IndexOptions(args.kind, args.recall, args.code_bytes), args.overwrite)
+            options = IndexOptions(args.kind, args.recall, args.code_bytes)
+            asking = embedder(args, ranks, args.query_weights, None) if args.query_weights else None
+            builder.build(images, options, args.overwrite, args.queries, asking)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,15 @@ from tqdm import tqdm
 
 from d3still.deploy.embedder import Embedded, Embedder, embed_images
 from d3still.deploy.extras import require
-from d3still.deploy.index import GalleryIndex, header_of, measure
+from d3still.deploy.index import GalleryIndex, header_of
 from d3still.deploy.index_file import read_header, write_faiss
 from d3still.deploy.kinds import IndexOptions, add, new_index, train
 from d3still.deploy.listing import GalleryImage, list_images
 from d3still.deploy.ranks import Ranks
-from d3still.deploy.store import FeatureStore, Key, keyed
+from d3still.deploy.recall import held_out, recall_queries
+from d3still.deploy.store import PART, TRAINED, FeatureStore, Key, keyed
 from d3still.errors import UserError
-from d3still.files import remove_leftovers, write_atomically
+from d3still.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ Listed = Sequence[tuple[GalleryImage, Key]]
 
 SAVE_EVERY, SAVE_SECONDS = 1024, 30.0  # features are saved after so many images, or so long
 SHOWN = 10  # unreadable images that are named on the console; the file names all
-_TRAINED, _PART = "trained.faiss", "part-{}.faiss"
 _BAR_SECONDS_TERMINAL, _BAR_SECONDS_FILE = 0.5, 30.0  # between two drawings of the progress bar
 
 
@@ -66,7 +66,12 @@ class IndexBuilder:
         self.store = FeatureStore(self.out.with_name(f"{self.out.name}.building"))
 
     def build(
-        self, images: str | Path | Iterable[Any], options: IndexOptions | None = None, overwrite: bool = False
+        self,
+        images: str | Path | Iterable[Any],
+        options: IndexOptions | None = None,
+        overwrite: bool = False,
+        queries: str | Path | Iterable[Any] | None = None,
+        query_network: Embedder | None = None,
     ) -> Path:
         """Embed a gallery into the index file.
 
@@ -74,6 +79,8 @@ class IndexBuilder:
             images: a folder, a CSV file, or paths: see `d3still.deploy.listing.list_images`.
             options: the kind of index.
             overwrite: make it anew where one is already; that one stays until the new one is complete.
+            queries: images to measure recall with: see `d3still.deploy.recall.held_out`.
+            query_network: that embeds them; None = that of the embedder's file.
 
         Returns:
             The index file. One that is complete already is left alone.
@@ -84,17 +91,22 @@ class IndexBuilder:
         """
         options = options or IndexOptions()
         with self._alone():
-            listed = self.ranks.from_main(lambda: self._plan(images, options, overwrite))
-            if listed is None:
+            plan = self.ranks.from_main(lambda: self._plan(images, options, overwrite, queries))
+            if plan is None:
                 return self.out
+            listed, asked = plan
             self._embed(listed)
             readable = self._readable(listed)
             index = self._assembled(readable, options)
             if index is not None:
+                gallery = [image for image, _ in readable]
                 unreadable = self.store.unreadable(listed)
                 header = header_of(self.embedder.description, options, unreadable, _digest(listed))
-                measure(index, lambda: self.store.blocks(readable), options, header)
-                self._finish(GalleryIndex(index, [image for image, _ in readable], header))
+                whole = GalleryIndex(index, gallery, header)
+                if asked is not None:
+                    found = recall_queries(self.embedder, gallery, asked, query_network)
+                    whole.measure(lambda: self.store.blocks(readable), options, found)
+                self._finish(whole)
             self.ranks.wait()
         return self.out
 
@@ -132,8 +144,14 @@ class IndexBuilder:
         with self.store.alone():
             yield
 
-    def _plan(self, images: str | Path | Iterable[Any], options: IndexOptions, overwrite: bool) -> Listed | None:
-        """The images of the index to be; None when it is complete already."""
+    def _plan(
+        self,
+        images: str | Path | Iterable[Any],
+        options: IndexOptions,
+        overwrite: bool,
+        queries: str | Path | Iterable[Any] | None,
+    ) -> tuple[Listed, list[GalleryImage] | None] | None:
+        """The images of the index to be, and those to measure its recall with; None when it is complete already."""
         description = self.embedder.description
         listed = keyed(list_images(images))
         if self.out.exists() and not overwrite:
@@ -146,9 +164,10 @@ class IndexBuilder:
                 "add to it (index_net.py add), or replace it with --overwrite"
             )
         new_index(options, description.feature_width, len(listed))  # refuses now what it would refuse at the end
-        remove_leftovers(self.out)
+        measured = options.kind != "exact"
+        asked = held_out(self.embedder, [image for image, _ in listed], queries) if measured else None
         self.store.begin(description.embedding(), restart=overwrite)
-        return listed
+        return listed, asked
 
     def _plan_addition(self, index: GalleryIndex | None, images: str | Path | Iterable[Any]) -> Listed:
         assert index is not None  # on the main rank
@@ -158,7 +177,6 @@ class IndexBuilder:
         except UserError as error:
             raise UserError(f"{self.out}: {error}") from error
         listed = keyed(index.missing(list_images(images)))
-        remove_leftovers(self.out)
         if listed:
             self.store.begin(description.embedding())
         else:
@@ -213,7 +231,7 @@ class IndexBuilder:
         """
         faiss, ranks = require("faiss", "an index"), self.ranks
         alone = ranks.world_size == 1 or not options.mergeable
-        trained = self.store.folder / _TRAINED
+        trained = self.store.folder / TRAINED
         if ranks.is_main:
             index = new_index(options, self.embedder.description.feature_width, len(readable))
             train(index, lambda: self.store.blocks(readable), len(readable))
@@ -226,7 +244,7 @@ class IndexBuilder:
         ranks.wait()
         part = faiss.read_index(str(trained))
         add(part, lambda: self.store.blocks(ranks.share(readable)))
-        files = [self.store.folder / _PART.format(rank) for rank in range(ranks.world_size)]
+        files = [self.store.folder / PART.format(rank) for rank in range(ranks.world_size)]
         if not ranks.is_main:
             _write(part, files[ranks.rank])
         ranks.wait()
@@ -320,5 +338,5 @@ def _digest(listed: Listed) -> str:
     """SHA-256 of the list of images and the state of their files."""
     digest = hashlib.sha256()
     for image, key in listed:
-        digest.update(json.dumps([*key, image.identity]).encode())
+        digest.update(json.dumps([*key, image.identity, image.camera]).encode())
     return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from d3still.data.sources import usable_cores
 from d3still.data.transforms import resize
 from d3still.deploy.description import Description
 from d3still.deploy.listing import GalleryImage
-from d3still.deploy.network_files import ONNX, open_network
+from d3still.deploy.network_files import ONNX, SAFETENSORS, open_network
 from d3still.deploy.pixels import image_list, image_pixels
 from d3still.deploy.runners import EmbeddingGraph, Runner, onnx_runner, torch_runner
 from d3still.errors import UserError
@@ -41,6 +41,7 @@ class Embedder:
         if batch_size < 1:
             raise UserError(f"the batch size is {batch_size}; it must be at least 1")
         self._run, self.description, self.batch_size = run, description, batch_size
+        self._open_query_network: Callable[[], Embedder] | None = None
 
     @classmethod
     def from_checkpoint(
@@ -69,7 +70,14 @@ class Embedder:
         network, description = open_network(path, part, config)
         graph = EmbeddingGraph(network, description, normalize=False, l2=True)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(torch_runner(graph, description, device), description, batch_size)
+        embedder = cls(torch_runner(graph, description, device), description, batch_size)
+        if Path(path).suffix != SAFETENSORS and "query" in description.networks:  # an export holds one network
+            embedder._open_query_network = lambda: cls.from_checkpoint(path, "query", device, batch_size, config)
+        return embedder
+
+    def query_network(self) -> Embedder | None:
+        """The query network of the file that this network is from; None where the file holds none."""
+        return self if self.description.part == "query" else self._open_query_network and self._open_query_network()
 
     def __call__(self, images: Any) -> np.ndarray:
         """Features, float32, each of length 1: (D,) for one image, (B, D) for several (also for a list of one).

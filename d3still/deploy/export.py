@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import warnings
@@ -19,7 +20,7 @@ from d3still import __version__
 from d3still.deploy.description import COLOUR_RULE, RESIZE_RULE, Description
 from d3still.deploy.extras import require
 from d3still.deploy.network_files import METADATA_KEY, ONNX, SAFETENSORS, open_network
-from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, EmbeddingGraph, onnx_session
+from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, EmbeddingGraph, onnx_session, sealed
 from d3still.errors import UserError
 from d3still.files import write_atomically, write_text
 from d3still.modeling.swin import SwinModel
@@ -90,7 +91,7 @@ def export_network(
         details["differences"] = checked_differences(graph, content, description, details)
     else:
         content, details = _safetensors_bytes(network.state_dict(), description), {}
-    card = _card(description, format, path, len(content), details)
+    card = _card(description, format, path, content, details)
     card_path = path.with_name(f"{path.name}.json")
     write_atomically(path, lambda file: file.write(content))
     write_text(card_path, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
@@ -103,7 +104,7 @@ def _safetensors_bytes(state: Mapping[str, Tensor], description: Description) ->
     return safetensors.save({key: value.contiguous() for key, value in state.items()}, metadata=metadata)
 
 
-def _card(description: Description, format: str, path: Path, size: int, details: dict[str, Any]) -> dict[str, Any]:
+def _card(description: Description, format: str, path: Path, content: bytes, details: dict[str, Any]) -> dict[str, Any]:
     """The model card: everything that someone needs who has nothing but the two files."""
     height, width = description.size
     return {
@@ -113,7 +114,8 @@ def _card(description: Description, format: str, path: Path, size: int, details:
         "last_stride": description.last_stride,
         "file": path.name,
         "format": format,
-        "bytes": size,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "input": {
             "height": height,
             "width": width,
@@ -181,7 +183,7 @@ def onnx_bytes(graph: EmbeddingGraph, description: Description, fixed_size: bool
         "normalizes": graph.normalize,
         "l2": graph.l2,
     }
-    return model.SerializeToString(), details
+    return sealed(model.SerializeToString()), details
 
 
 def checked_differences(

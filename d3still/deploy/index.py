@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ from d3still import __version__
 from d3still.deploy.description import SHORT, Description
 from d3still.deploy.embedder import Embedder, embed_images, finite
 from d3still.deploy.index_file import load_index_file, save_index_file
-from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, train, tune
-from d3still.deploy.listing import GalleryImage, list_images
+from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, remove, train
+from d3still.deploy.listing import Box, GalleryImage, list_images
+from d3still.deploy.recall import Queries, held_out, recall_queries, tune
 from d3still.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,51 +29,78 @@ REBUILD = (
 
 
 class Match(NamedTuple):
-    """One answer: an image of the gallery and its score, the cosine between its feature and the query's."""
+    """One answer: an image of the gallery, and its score, the cosine between its feature and the query's."""
 
     score: float
     path: str
-    identity: str | int | None
-    box: tuple[int, int, int, int] | None = None
+    identity: str | None
+    box: Box | None = None
+    camera: str | None = None
+    id: int = -1
 
 
 class GalleryIndex:
     """Gallery features, searchable, and the images that they are of.
 
-    It knows which network embedded its images and refuses any other's features.
+    It knows which network embedded its images and refuses any other's features. Each image has an id, which is
+    given once: it stays when others are removed, and is not given again when the image itself is.
 
     Args:
         index: a trained FAISS index over inner products.
         images: what its rows are of, in order.
         header: what `header_of` made.
+        ids: the images' ids, ascending; counted from 0 by default.
+        next_id: the id of the next image to be added; the one after the last by default.
     """
 
-    def __init__(self, index: Any, images: list[GalleryImage], header: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        index: Any,
+        images: list[GalleryImage],
+        header: dict[str, Any],
+        ids: Sequence[int] | None = None,
+        next_id: int | None = None,
+    ) -> None:
         if index.ntotal != len(images):
             raise UserError(f"the index holds {index.ntotal} features of {len(images)} images; build it again")
         self.index, self.images, self.header = index, images, header
+        self.ids = np.arange(len(images)) if ids is None else np.array(ids, np.int64)
+        self.next_id = int(self.ids.max(initial=-1)) + 1 if next_id is None else next_id
+        if len(self.ids) != len(images) or (np.diff(self.ids, append=self.next_id) < 1).any():
+            raise UserError("the ids of its images are not ascending; build it again")
 
     @classmethod
     def build(
-        cls, embedder: Embedder, images: str | Path | Iterable[Any], options: IndexOptions | None = None
+        cls,
+        embedder: Embedder,
+        images: str | Path | Iterable[Any],
+        options: IndexOptions | None = None,
+        queries: str | Path | Iterable[Any] | None = None,
+        query_network: Embedder | None = None,
     ) -> GalleryIndex:
-        """Embed a gallery in memory; for large ones see `d3still.deploy.build_index`, which can be resumed.
+        """Embed a gallery in memory; for large ones see `d3still.deploy.IndexBuilder`, which can be resumed.
 
         Args:
             embedder: of the gallery network.
             images: a folder, a CSV file, or paths: see `d3still.deploy.listing.list_images`. Unreadable ones
                 are left out, logged, and listed in ``header["unreadable"]``.
             options: the kind of index; exact by default.
+            queries: images to measure recall with: see `d3still.deploy.recall.held_out`.
+            query_network: that embeds them; None = that of the embedder's file.
 
         Raises:
             UserError: there is no image, or none that can be read.
         """
-        options = options or IndexOptions()
-        kept, features, unreadable = _embedded(embedder, list_images(images))
+        options, listed = options or IndexOptions(), list_images(images)
+        asked = None if options.kind == "exact" else held_out(embedder, listed, queries)
+        kept, features, unreadable = _embedded(embedder, listed)
         index = new_index(options, embedder.description.feature_width, len(kept))
-        header = header_of(embedder.description, options, unreadable)
-        fill(index, lambda: iter(features), len(kept), options, header)
-        return cls(index, kept, header)
+        train(index, lambda: iter(features), len(kept))
+        add(index, lambda: iter(features))
+        found = cls(index, kept, header_of(embedder.description, options, unreadable))
+        if asked is not None:
+            found.measure(lambda: iter(features), options, recall_queries(embedder, kept, asked, query_network))
+        return found
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GalleryIndex:
@@ -83,10 +111,12 @@ class GalleryIndex:
         """
         path = Path(path).expanduser()
         header, columns, index = load_index_file(path)
-        boxes = (None if box is None else tuple(box) for box in columns["boxes"])
-        rows = zip(columns["paths"], columns["identities"], boxes, strict=True)
         try:
-            return cls(index, [GalleryImage(*row) for row in rows], header)
+            boxes = (None if box is None else tuple(box) for box in columns["boxes"])
+            rows = zip(columns["paths"], columns["identities"], boxes, columns["cameras"], strict=True)
+            return cls(index, [GalleryImage(*row) for row in rows], header, columns["ids"], columns["next_id"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: its list of images is damaged; build it again (build --overwrite)") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -97,9 +127,12 @@ class GalleryIndex:
             UserError: when it cannot be written.
         """
         columns = {
+            "next_id": self.next_id,
+            "ids": self.ids.tolist(),
             "paths": [image.path for image in self.images],
             "identities": [image.identity for image in self.images],
             "boxes": [image.box for image in self.images],
+            "cameras": [image.camera for image in self.images],
         }
         save_index_file(Path(path).expanduser(), self.header, columns, self.index)
 
@@ -129,9 +162,47 @@ class GalleryIndex:
         """Append features that ``blocks`` gives, of these images, from this index's own network."""
         add(self.index, blocks)
         self.images.extend(images)
+        self.ids = np.append(self.ids, np.arange(self.next_id, self.next_id + len(images)))
+        self.next_id += len(images)
         added = {image.path for image in images}
         reasons = {path: why for path, why in self.header["unreadable"].items() if path not in added}
         self.header |= {"unreadable": reasons | unreadable, "source": None}
+
+    def remove(self, ids: Iterable[int]) -> list[GalleryImage]:
+        """Take images out; the ids of the others stay, and these are not given again.
+
+        Returns:
+            The images that were removed.
+
+        Raises:
+            UserError: the index holds no image of such an id. It is then as it was.
+        """
+        wanted = np.unique(np.fromiter(ids, np.int64))
+        rows = np.searchsorted(self.ids, wanted)
+        known = rows < len(self.ids)
+        known[known] = self.ids[rows[known]] == wanted[known]
+        if not known.all():
+            raise UserError(f"the index holds no image of the id {wanted[~known][0]}; see the ids that a search gives")
+        removed = [self.images[row] for row in rows]
+        if removed:
+            self.index = remove(self.index, rows)
+            self.images = [self.images[row] for row in np.delete(np.arange(len(self.images)), rows)]
+            self.ids = np.delete(self.ids, rows)
+            self.header["source"] = None
+        return removed
+
+    def measure(self, blocks: Blocks, options: IndexOptions, queries: Queries | None) -> None:
+        """Choose the effort of a search and put the recall that it reaches into the header."""
+        recall = tune(self.index, blocks, options, queries)
+        if recall is not None:
+            self.header["recall"] = asdict(recall)
+            logger.info(
+                "recall@%d against exact search: %.3f, looking at %d; measured with %s",
+                recall.at,
+                recall.value,
+                recall.effort,
+                recall.measured_with,
+            )
 
     def search(self, embedder: Embedder, images: Any, topk: int = 10) -> list[Match] | list[list[Match]]:
         """The best gallery images for one query image or several.
@@ -165,6 +236,8 @@ class GalleryIndex:
         if topk < 1:
             raise UserError(f"topk is {topk}; it must be at least 1")
         finite(features, [f"query {number}" for number in range(len(features))])
+        if not self.images:
+            return np.empty((len(features), 0), np.float32), np.empty((len(features), 0), np.int64)
         return self.index.search(features, min(topk, len(self.images)))
 
     def features(self) -> np.ndarray:
@@ -216,7 +289,11 @@ class GalleryIndex:
     def _matches(self, features: np.ndarray, topk: int) -> list[list[Match]]:
         scores, positions = self.search_features(features, topk)
         return [
-            [Match(float(score), *self.images[place]) for score, place in zip(*row, strict=True) if place >= 0]
+            [
+                Match(float(score), *self.images[place], int(self.ids[place]))
+                for score, place in zip(*row, strict=True)
+                if place >= 0
+            ]
             for row in zip(scores, positions, strict=True)
         ]
 
@@ -241,21 +318,6 @@ def header_of(
         "unreadable": unreadable,
         "source": source,
     }
-
-
-def fill(index: Any, blocks: Blocks, count: int, options: IndexOptions, header: dict[str, Any]) -> None:
-    """Train an empty index, add all features, and measure its recall into the header."""
-    train(index, blocks, count)
-    add(index, blocks)
-    measure(index, blocks, options, header)
-
-
-def measure(index: Any, blocks: Blocks, options: IndexOptions, header: dict[str, Any]) -> None:
-    """Choose the effort of a search and put the recall that it reaches into the header."""
-    recall = tune(index, blocks, options)
-    if recall is not None:
-        header["recall"] = asdict(recall)
-        logger.info("recall@%d against exact search: %.3f, looking at %d", recall.at, recall.value, recall.effort)
 
 
 def _embedded(

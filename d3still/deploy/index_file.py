@@ -1,33 +1,29 @@
-"""The file of a gallery index: a header, the images, the FAISS index, and a seal that tells if it is whole.
+"""The file of a gallery index: a zip archive, not compressed, whose own checksums tell whether it is whole.
 
-    line      d3still gallery index
-    16 bytes  version, length of the header, length of the images' part
-    header    JSON: which network embedded the images, how the index was made
-    images    JSON: path, identity and box of each, in the order of the FAISS index
-    FAISS     what faiss.write_index writes
-    12 bytes  CRC-32 of all before it, length of the file
+    header.json  which network embedded the images, how the index was made
+    images.json  id, path, identity, camera and box of each image, in the order of their ids
+    index.faiss  what faiss.write_index writes
 """
 
 from __future__ import annotations
 
 import json
-import os
-import struct
-import zlib
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from d3still.deploy.extras import require
 from d3still.errors import UserError
 from d3still.files import write_atomically
 
-MAGIC = b"d3still gallery index\n"
-VERSION = 1
-_SIZES = struct.Struct("<IIQ")
-_SEAL = struct.Struct("<IQ")
-_READ_AT_ONCE = 2**20
+VERSION = 2
+_HEADER, _IMAGES, _FAISS = "header.json", "images.json", "index.faiss"
+_FORMER = b"d3still gallery index\n"  # how files of version 1 begin
+_MAGIC = b"PK\x03\x04"
 _AGAIN = "build it again (build --overwrite)"
+_DAMAGE = (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, ValueError, KeyError, RuntimeError)
 
 
 def save_index_file(path: Path, header: dict[str, Any], images: dict[str, Any], index: Any) -> None:
@@ -36,15 +32,13 @@ def save_index_file(path: Path, header: dict[str, Any], images: dict[str, Any], 
     Raises:
         UserError: when it cannot be written.
     """
-    parts = [json.dumps(part).encode() for part in (header, images)]
 
-    def write(file: IO[bytes]) -> None:
-        sealed = _Sealing(file)
-        sealed.write(MAGIC + _SIZES.pack(VERSION, *map(len, parts)))
-        for part in parts:
-            sealed.write(part)
-        write_faiss(index, sealed.write)
-        file.write(_SEAL.pack(sealed.checksum, sealed.length + _SEAL.size))
+    def write(file: Any) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(zipfile.ZipInfo(_HEADER), json.dumps({"version": VERSION, **header}))
+            archive.writestr(zipfile.ZipInfo(_IMAGES), json.dumps(images))
+            with archive.open(zipfile.ZipInfo(_FAISS), "w", force_zip64=True) as member:
+                write_faiss(index, member.write)
 
     write_atomically(path, write)
 
@@ -64,81 +58,55 @@ def load_index_file(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
         UserError: when it is missing, no index, of another version, cut short or damaged.
     """
     faiss = require("faiss", "an index")
-    with _open(path) as file:
-        sizes = _read_sizes(path, file)
-        _check_seal(path, file)
-        file.seek(len(MAGIC) + _SIZES.size)
-        try:
-            header, images = (json.loads(file.read(size)) for size in sizes)
-            index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"{path}: cannot be read by this FAISS ({_first_line(error)}); {_AGAIN}") from error
-    return header, images, index
+    with _opened(path) as (archive, header):
+        images = json.loads(archive.read(_IMAGES))
+        with archive.open(_FAISS) as member:
+            return header, images, faiss.read_index(faiss.PyCallbackIOReader(member.read))
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """The header alone; the rest is only checked for damage. Errors as of `load_index_file`."""
-    with _open(path) as file:
-        header_size, _ = _read_sizes(path, file)
-        _check_seal(path, file)
-        file.seek(len(MAGIC) + _SIZES.size)
-        return json.loads(file.read(header_size))
+    with _opened(path) as (_, header):
+        return header
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, not a gallery index; name the file in it")
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
+    """The archive, every checksum of which is right, and its header; what then still fails is this file's fault."""
     try:
-        return path.open("rb")
+        with path.open("rb") as file:
+            start = file.read(len(_FORMER))
+            if start == _FORMER:
+                raise UserError(f"{path}: is a gallery index of an earlier d3still; {_AGAIN}")
+            if not start.startswith(_MAGIC):
+                cut = start and _MAGIC.startswith(start)
+                raise UserError(f"{path}: {'is cut short' if cut else 'is no gallery index'}; {_AGAIN}")
+            with zipfile.ZipFile(file) as archive:
+                yield archive, _checked(path, archive)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such gallery index; make it with tools/index_net.py build") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder, not a gallery index; name the file in it") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: is cut short or damaged ({reason}); copy it again, or {_AGAIN}") from error
 
 
-def _read_sizes(path: Path, file: IO[bytes]) -> tuple[int, int]:
-    start = file.read(len(MAGIC) + _SIZES.size)
-    if not start.startswith(MAGIC):
-        cut = start and MAGIC.startswith(start)
-        raise UserError(f"{path}: {'is cut short' if cut else 'is no gallery index'}; {_AGAIN}")
-    if len(start) < len(MAGIC) + _SIZES.size:
-        raise UserError(f"{path}: is cut short; {_AGAIN}")
-    version, header_size, images_size = _SIZES.unpack(start[len(MAGIC) :])
+def _checked(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+    if _HEADER not in archive.namelist():
+        raise UserError(f"{path}: is no gallery index; {_AGAIN}")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        raise UserError(f"{path}: is damaged (it seems compressed); copy it again, or {_AGAIN}")
+    damaged = archive.testzip()  # FAISS itself would crash on some damaged files
+    if damaged:
+        raise UserError(f"{path}: is damaged (the checksum of {damaged} differs); copy it again, or {_AGAIN}")
+    header = json.loads(archive.read(_HEADER))
+    version = header.pop("version")
     if version != VERSION:
         raise UserError(
             f"{path}: is a gallery index of version {version}, but this d3still reads version {VERSION}; use the "
-            "d3still that wrote it, or {_AGAIN}"
+            f"d3still that wrote it, or {_AGAIN}"
         )
-    return header_size, images_size
-
-
-def _check_seal(path: Path, file: IO[bytes]) -> None:
-    """Whether the file is as long and as it was written; FAISS itself would crash on some damaged files."""
-    length = file.seek(0, os.SEEK_END)
-    file.seek(max(0, length - _SEAL.size))
-    seal = file.read(_SEAL.size)
-    checksum, expected = _SEAL.unpack(seal) if len(seal) == _SEAL.size else (0, -1)
-    if expected != length:
-        raise UserError(f"{path}: is cut short or damaged ({length:,} bytes); copy it again, or {_AGAIN}")
-    file.seek(0)
-    left, found = length - _SEAL.size, 0
-    while block := file.read(min(_READ_AT_ONCE, left)):
-        found, left = zlib.crc32(block, found), left - len(block)
-    if found != checksum:
-        raise UserError(f"{path}: is damaged (its checksum differs); copy it again, or {_AGAIN}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-class _Sealing:
-    """Passes bytes on to a file and keeps count of them."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.checksum, self.length = file, 0, 0
-
-    def write(self, data: bytes) -> int:
-        self.checksum = zlib.crc32(data, self.checksum)
-        self.length += len(data)
-        return self._file.write(data)
+    return header

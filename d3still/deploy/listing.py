@@ -9,15 +9,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from d3still.data import Sample, build_dataset
+from d3still.data import RetrievalDataset, Sample, build_dataset
+from d3still.data.datasets.base import JUNK_IDENTITY
 from d3still.data.datasets.files import require_images
 from d3still.deploy.description import Description
 from d3still.errors import UserError
+from d3still.text import visible
 
 GALLERY_SPLITS = ("gallery", "test")  # rows of a table with a column split that belong to the gallery
 
 Box = tuple[int, int, int, int]
-Identity = str | int | None
 
 
 class GalleryImage(NamedTuple):
@@ -25,13 +26,15 @@ class GalleryImage(NamedTuple):
 
     Attributes:
         path: absolute.
-        identity: what it shows, where that is known.
+        identity: what the user calls that which it shows, where that is known.
         box: the part to use (left, top, right, bottom), if not all.
+        camera: that took it, where that is known.
     """
 
     path: str
-    identity: Identity = None
+    identity: str | None = None
     box: Box | None = None
+    camera: str | None = None
 
 
 def list_images(images: str | Path | Iterable[Any]) -> list[GalleryImage]:
@@ -39,8 +42,8 @@ def list_images(images: str | Path | Iterable[Any]) -> list[GalleryImage]:
 
     Args:
         images: a folder, searched with all below it, in the order of paths; a CSV file with a column
-            ``path``, relative to it, and perhaps ``identity`` and ``split`` (rows other than gallery and
-            test are left out); or paths, `GalleryImage` or `Sample`, in their own order.
+            ``path``, relative to it, and perhaps ``identity``, ``camera`` and ``split`` (rows other than gallery
+            and test are left out); or paths, `GalleryImage` or `Sample`, in their own order.
 
     Raises:
         UserError: nothing is there, the table is not one, or an image is listed twice.
@@ -63,9 +66,9 @@ def list_images(images: str | Path | Iterable[Any]) -> list[GalleryImage]:
 
 
 def shown(path: str) -> str:
-    """A path as short as it can be said from the current folder."""
+    """A path as short as it can be said from the current folder, in printable characters."""
     here = Path.cwd()
-    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+    return visible(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)
 
 
 def run_gallery(description: Description) -> list[GalleryImage]:
@@ -74,11 +77,15 @@ def run_gallery(description: Description) -> list[GalleryImage]:
     Raises:
         UserError: the dataset is not where the run's config says.
     """
+    return list_images(run_dataset(description).gallery)
+
+
+def run_dataset(description: Description) -> RetrievalDataset:
+    """The dataset that a network's run was tested on. Errors as of `run_gallery`."""
     dataset = description.config["DATASETS"]
-    found = build_dataset(
+    return build_dataset(
         dataset["NAMES"], dataset["ROOT_DIR"], split=dataset["SPLIT"], camera_pattern=dataset["CAMERA_PATTERN"]
     )
-    return list_images(found.gallery)
 
 
 def _of_path(source: Path) -> list[GalleryImage]:
@@ -105,16 +112,16 @@ def _of_table(source: Path) -> Iterator[GalleryImage]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
     reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
     if "path" not in reader.fieldnames:
-        raise UserError(f"{source} line 1: no column 'path'; the columns are path, and perhaps identity and split")
+        raise UserError(f"{source} line 1: no column 'path'; the columns are path, perhaps identity, camera and split")
     try:
         for row in reader:
             split = (row.get("split") or "").strip().lower()
             if split and split not in GALLERY_SPLITS:
                 continue
-            path, identity = ((row.get(name) or "").strip() for name in ("path", "identity"))
+            path, identity, camera = ((row.get(name) or "").strip() for name in ("path", "identity", "camera"))
             if not path:
                 raise UserError(f"{source} line {reader.line_num}: the path is blank")
-            yield GalleryImage(_absolute(source.parent / path), identity or None)
+            yield GalleryImage(_absolute(source.parent / path), identity or None, None, camera or None)
     except csv.Error as error:
         raise UserError(f"{source} line {reader.line_num}: {error}") from error
 
@@ -123,7 +130,8 @@ def _of_item(item: Any) -> GalleryImage:
     if isinstance(item, GalleryImage):
         return item._replace(path=_absolute(item.path))
     if isinstance(item, Sample):
-        return GalleryImage(_absolute(item.path), item.identity, item.box)
+        junk = item.identity == JUNK_IDENTITY
+        return GalleryImage(_absolute(item.path), None if junk else item.name, item.box, str(item.camera))
     if isinstance(item, str | Path):
         return GalleryImage(_absolute(item))
     raise UserError(f"a gallery is made of image files, not of {type(item).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ Runner = Callable[[Tensor], Tensor]
 
 NORMALIZE_KEY, L2_KEY = "normalize", "l2"
 """Metadata of an ONNX file, "true" or "false": what its graph does itself."""
+_SEAL_KEY = "sha256"
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that onnxruntime has
 PIXEL_RANGE = 255
 
@@ -88,6 +90,10 @@ def onnx_runner(path: Path, part: str | None) -> tuple[Runner, Description]:
     Raises:
         UserError: see `onnx_session`; or the file is another part's, or not from this package.
     """
+    if not _is_whole(_content(path)):  # onnxruntime itself notices no changed weight
+        raise UserError(
+            f"{path}: is no ONNX file of tools/export_net.py, or damaged or changed since; export it again"
+        )
     session, metadata = onnx_session(path)
     description = read_description(path, metadata, part)
     normalize = _normalizing(description)
@@ -111,13 +117,36 @@ def onnx_session(source: Path | bytes) -> tuple[Any, dict[str, str]]:
     runtime = require("onnxruntime", "running an ONNX file")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # one setting for both, also OMP_NUM_THREADS
-    usable = [name for name in _PROVIDERS if name in runtime.get_available_providers()]
+    usable = [provider for provider in _PROVIDERS if provider in runtime.get_available_providers()]
     named = source if isinstance(source, Path) else "the exported graph"
-    if isinstance(source, Path) and not source.is_file():
-        raise UserError(f"{source}: no such ONNX file; make it with tools/export_net.py")
+    content = _content(source) if isinstance(source, Path) else source
     try:
-        content = str(source) if isinstance(source, Path) else source
         session = runtime.InferenceSession(content, options, providers=usable)
     except Exception as error:  # onnxruntime's errors have no common base but this
         raise UserError(f"{named}: is no ONNX file, or a damaged one ({' '.join(str(error).split())})") from error
     return session, session.get_modelmeta().custom_metadata_map
+
+
+def sealed(content: bytes) -> bytes:
+    """An ONNX file with its own SHA-256 as one more entry of its metadata, at its end.
+
+    A protocol buffer may be continued: the entry is ``ModelProto.metadata_props``, field 14, of a key and a value.
+    """
+    key, value = _SEAL_KEY.encode(), hashlib.sha256(content).hexdigest().encode()
+    entry = bytes([1 << 3 | 2, len(key)]) + key + bytes([2 << 3 | 2, len(value)]) + value
+    return content + bytes([14 << 3 | 2, len(entry)]) + entry
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether a file ends in its own seal."""
+    length = len(sealed(b""))
+    return sealed(content[:-length]) == content
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such ONNX file; make it with tools/export_net.py") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,17 +1,21 @@
 """What an unfinished build has embedded so far, in a folder beside the index, safe from a kill at any moment.
 
-A chunk is a pair of files, ``NAME.npy`` with features and ``NAME.json`` with the images that they are of,
-written last: without it, the other does not count. An image counts as embedded only if its file has the
-size and time of change that it had then.
+A chunk is a pair of files, ``NAME.npy`` with features and ``NAME.json`` with their checksum and the images that
+they are of, written last: without it, the other does not count. An image counts as embedded only if its file has
+the size and time of change that it had then, and its chunk is whole. A folder without the plan of a build is not
+ours, and in one that is, only files of our own names are touched.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
-import shutil
+import re
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +25,16 @@ from d3still.deploy.description import SHORT
 from d3still.deploy.listing import Box, GalleryImage
 from d3still.errors import UserError
 from d3still.files import write_atomically, write_text
+from d3still.locks import LOCK, OWNER, locked
 
-try:
-    import fcntl
-except ImportError:  # Windows: two builds at once are the user's own care
-    fcntl = None  # type: ignore[assignment]
+logger = logging.getLogger(__name__)
 
 PLAN = "plan.json"
+TRAINED, PART = "trained.faiss", "part-{}.faiss"
 BLOCK = 4096  # features handed on at once
-_LOCK = "lock"
+_FORMAT = "d3still unfinished gallery index"
+_NAMES = r"trained\.faiss|part-\d+\.faiss|chunk-\d+-\d{8}\.(npy|json)"
+_OWN = re.compile(rf"{_NAMES}|\.({_NAMES}|plan\.json)\.[a-z0-9_]+\.d3still-part")  # features, and unfinished files
 
 Key = tuple[str, Box | None, int, int]
 """Path, box, size and time of change of an image: what must be the same for its feature to be used again."""
@@ -53,25 +58,13 @@ class FeatureStore:
         """Keep other processes from building the same index meanwhile; a kill ends it too.
 
         Raises:
-            UserError: when another one is at it.
+            UserError: another one is at it, or the folder holds something that is not ours.
         """
-        while True:
-            self._make_folder()
-            try:
-                handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
-            except FileNotFoundError:
-                continue  # another process has just finished and removed the folder
-            try:
-                self._lock(handle)
-                if self._is_current(handle):
-                    try:
-                        yield
-                    finally:
-                        if self._planned() is None:  # nothing was begun
-                            shutil.rmtree(self.folder, ignore_errors=True)
-                    return
-            finally:
-                os.close(handle)
+        self._planned()
+        with locked(self.folder):
+            yield
+        with suppress(OSError):  # unfinished, or another process is at it by now
+            self.folder.rmdir()
 
     def begin(self, embedding: dict[str, Any], restart: bool = False) -> None:
         """Make the folder ready for this network's features, and see what is there already.
@@ -83,17 +76,20 @@ class FeatureStore:
         if former not in (None, embedding):
             if not restart:
                 raise UserError(
-                    f"{self.folder} holds an unfinished build by another network ({former['network']} "
-                    f"{former['weights_hash'][:SHORT]}); finish it with those weights, or drop it with --overwrite"
+                    f"{self.folder} holds an unfinished build by another network ({former.get('network')} "
+                    f"{str(former.get('weights_hash'))[:SHORT]}); finish it with those weights, or drop it with "
+                    "--overwrite"
                 )
-            self._clear()
-        write_text(self.folder / PLAN, json.dumps(embedding))
+            self._drop_features()
+        write_text(self.folder / PLAN, json.dumps({"format": _FORMAT, "embedding": embedding}))
+        for path in self._chunks():
+            self._drop_if_damaged(path)
         self.read()
 
     def read(self) -> None:
         """See which images are embedded, in chunks of any rank."""
         self._places, self._unreadable = {}, {}
-        for path in sorted(self.folder.glob("chunk-*.json")):
+        for path in self._chunks():
             content = json.loads(path.read_text(encoding="utf-8"))
             for row, key in enumerate(content["images"]):
                 self._places[_key(key)] = (path.stem, row)
@@ -113,8 +109,12 @@ class FeatureStore:
         """
         number = 1 + max((int(path.stem.split("-")[2]) for path in self.folder.glob(f"chunk-{rank}-*.json")), default=0)
         name = f"chunk-{rank}-{number:08}"
-        write_atomically(self.folder / f"{name}.npy", lambda file: np.save(file, features))
-        write_text(self.folder / f"{name}.json", json.dumps({"images": list(keys), "unreadable": list(unreadable)}))
+        buffer = io.BytesIO()
+        np.save(buffer, features)
+        data = buffer.getbuffer()
+        content = {"checksum": zlib.crc32(data), "images": list(keys), "unreadable": list(unreadable)}
+        write_atomically(self.folder / f"{name}.npy", lambda file: file.write(data))
+        write_text(self.folder / f"{name}.json", json.dumps(content))
 
     def readable(self, images: Sequence[tuple[GalleryImage, Key]]) -> list[tuple[GalleryImage, Key]]:
         """Those of ``images`` that have a feature; all must be embedded."""
@@ -134,44 +134,60 @@ class FeatureStore:
         """Delete the folder, since the index is complete; but not an unfinished build by another network."""
         self._opened = {}
         if self._planned() in (None, embedding):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._drop_features()
+            (self.folder / PLAN).unlink(missing_ok=True)
+
+    def _chunks(self) -> list[Path]:
+        return sorted(self.folder.glob("chunk-*.json"))
 
     def _chunk(self, name: str) -> np.ndarray:
         if name not in self._opened:
             self._opened[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         return self._opened[name]
 
-    def _planned(self) -> dict[str, Any] | None:
-        """The network whose features are here, if there are any."""
-        plan = self.folder / PLAN
-        return json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else None
-
-    def _make_folder(self) -> None:
+    def _drop_if_damaged(self, path: Path) -> None:
+        """Forget a chunk whose files are not as they were written; its images are then embedded again."""
+        features = path.with_suffix(".npy")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {self.folder}: {error.strerror}; write the index elsewhere") from error
+            content = json.loads(path.read_text(encoding="utf-8"))
+            whole = content["checksum"] == zlib.crc32(np.memmap(features, np.uint8, "r"))
+        except (OSError, ValueError, KeyError, TypeError):  # ValueError: also no JSON, no UTF-8, an empty file
+            whole = False
+        if not whole:
+            logger.warning("%s is damaged; its images are embedded again", features.with_suffix(""))
+            path.unlink()
+            features.unlink(missing_ok=True)
 
-    def _clear(self) -> None:
-        """Drop all features. The plan stays until the next one replaces it: it says whose a rest would be."""
+    def _planned(self) -> dict[str, Any] | None:
+        """The network whose features are here, if there are any.
+
+        Raises:
+            UserError: the folder holds something that is not ours.
+        """
+        try:
+            found = json.loads((self.folder / PLAN).read_text(encoding="utf-8"))
+            if found["format"] == _FORMAT:
+                return found["embedding"]
+        except FileNotFoundError:
+            if not self.folder.exists() or all(_may_precede_a_plan(path) for path in self.folder.iterdir()):
+                return None
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise UserError(
+            f"{self.folder} is no unfinished build that can be gone on with, or a damaged one; move it away, or "
+            "choose another --out"
+        )
+
+    def _drop_features(self) -> None:
+        """Delete all but the plan, which says whose a rest would be, the lock, and what others put there."""
         for path in self.folder.iterdir():
-            if path.name not in (_LOCK, PLAN):
+            if _OWN.fullmatch(path.name) and path.is_file():
                 path.unlink()
 
-    def _lock(self, handle: int) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is at work in {self.folder}; wait until it is done") from error
 
-    def _is_current(self, handle: int) -> bool:
-        """Whether the lock is still the folder's own: who held it before may have removed both."""
-        try:
-            return os.path.samestat(os.fstat(handle), (self.folder / _LOCK).stat())
-        except FileNotFoundError:
-            return False
+def _may_precede_a_plan(path: Path) -> bool:
+    """Whether a process that is killed before it has written its plan may leave such a file."""
+    return path.name in (LOCK, OWNER) or (path.name.startswith(f".{PLAN}.") and bool(_OWN.fullmatch(path.name)))
 
 
 def keyed(images: Sequence[GalleryImage]) -> list[tuple[GalleryImage, Key]]:

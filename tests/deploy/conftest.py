@@ -24,3 +24,9 @@ def pictures(tmp_path_factory):
 def exported(run, tmp_path_factory):
     """The run's query network as ONNX."""
     return export_network(run, "query", "onnx", tmp_path_factory.mktemp("onnx") / "query.onnx")
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory):
+    """600 pictures, for features that are made up."""
+    return save_pictures(tmp_path_factory.mktemp("many"), 600)

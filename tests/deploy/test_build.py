@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -281,12 +282,82 @@ def query_of(run):
     return Embedder.from_checkpoint(run, "query")
 
 
-def test_two_builds_of_one_index_do_not_meet(gallery, pictures, tmp_path):
+def test_two_builds_of_one_index_do_not_meet(gallery, pictures, tmp_path, monkeypatch):
     one, other = (builder(gallery, tmp_path / "g.index") for _ in range(2))
-    with one.store.alone(), pytest.raises(UserError, match=r"another process is at work in .*g\.index\.building"):
+    monkeypatch.setattr("d3still.locks.WAIT_SECONDS", 0.01)
+    who = rf"g\.index\.building is in use by process {os.getpid()} on {socket.gethostname()}"
+    with one.store.alone(), pytest.raises(UserError, match=who):
         other.build(pictures)
     other.build(pictures)
     assert leftovers(tmp_path) == ["g.index"]
+
+
+@pytest.mark.parametrize("content", ["own.txt", "plan.json", "chunk-0-00000001.npy", "sub/own.txt"])
+def test_a_folder_that_is_not_ours_is_left_alone(gallery, pictures, tmp_path, content):
+    """What OUT.building may hold that no build of ours put there, however alike the names."""
+    theirs = tmp_path / "g.index.building" / content
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("{}")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"g\.index\.building is no unfinished build"):
+            builder(gallery, tmp_path / "g.index").build(pictures, overwrite=overwrite)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [theirs.name]
+
+
+def test_what_others_put_into_an_unfinished_build_stays(gallery, pictures, straight, tmp_path, monkeypatch):
+    out = tmp_path / "g.index"
+    with monkeypatch.context() as patch:
+        KillAtWrite(patch, 5, "during")
+        with pytest.raises(Killed):
+            builder(gallery, out).build(pictures)
+    (tmp_path / "g.index.building/notes.txt").write_text("mine")
+    builder(gallery, out).build(pictures)
+    assert out.read_bytes() == straight
+    assert [path.name for path in (tmp_path / "g.index.building").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["*", "env", "g[1].index"])
+def test_names_are_no_patterns(gallery, tmp_path, monkeypatch, name):
+    paths, out = save_pictures(tmp_path / "p", 3), tmp_path / "o" / name
+    out.parent.mkdir()
+    for other in (".bash.rc", ".env.local"):
+        (out.parent / other).write_text("")
+    with monkeypatch.context() as patch:
+        KillAtWrite(patch, 4, "during")
+        with pytest.raises(Killed):
+            builder(gallery, out).build(paths)
+    builder(gallery, out).build(paths)
+    assert leftovers(out.parent) == sorted([".bash.rc", ".env.local", name])
+
+
+@pytest.mark.parametrize("suffix", ["npy", "json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "gone"])
+def test_damaged_chunks_are_embedded_again(gallery, pictures, straight, tmp_path, monkeypatch, caplog, suffix, damage):
+    out = tmp_path / "g.index"
+    with monkeypatch.context() as patch:
+        KillAtWrite(patch, 5, "after")  # the plan and two chunks
+        with pytest.raises(Killed):
+            builder(gallery, out).build(pictures)
+    path = tmp_path / f"g.index.building/chunk-0-00000001.{suffix}"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 128
+    damaged = {"cut": path.read_bytes()[:-7], "flip": content, "empty": b""}
+    path.unlink() if damage == "gone" else path.write_bytes(damaged[damage])
+    builder(gallery, out).build(pictures)
+    assert out.read_bytes() == straight
+    assert "chunk-0-00000001 is damaged" in caplog.text or (suffix, damage) == ("json", "gone")
+
+
+@pytest.mark.parametrize("plan", [b"", b"{", b"[]", b"\xff", b'{"format": "other"}'])
+def test_a_damaged_plan_is_named(gallery, pictures, tmp_path, monkeypatch, plan):
+    out = tmp_path / "g.index"
+    with monkeypatch.context() as patch:
+        KillAtWrite(patch, 5, "after")
+        with pytest.raises(Killed):
+            builder(gallery, out).build(pictures)
+    (tmp_path / "g.index.building/plan.json").write_bytes(plan)
+    with pytest.raises(UserError, match=r"g\.index\.building is no unfinished build .*move it away"):
+        builder(gallery, out).build(pictures)
 
 
 def test_unreadable_images_are_listed_beside_the_index(gallery, tmp_path, caplog):
@@ -329,7 +400,7 @@ def test_impossible_requests_fail_before_anything_is_embedded(gallery, pictures,
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no image .* in .*empty; expected the gallery's images"):
         builder(gallery, out).build(tmp_path / "empty")
-    assert leftovers(out.parent) == [], "nothing was begun"
+    assert not out.parent.exists(), "nothing was begun"
     with pytest.raises(UserError, match="every 0 images"):
         IndexBuilder(gallery, out, save_every=0)
     monkeypatch.setitem(sys.modules, "faiss", None)

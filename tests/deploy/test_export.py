@@ -2,6 +2,7 @@
 
 import json
 import sys
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -119,6 +120,29 @@ def test_a_damaged_onnx_file_is_named(exported, tmp_path, content):
         Embedder.from_checkpoint(path)
     with pytest.raises(UserError, match=r"missing\.onnx: no such ONNX file"):
         Embedder.from_checkpoint(tmp_path / "missing.onnx")
+
+
+@needs_onnx
+def test_any_changed_bit_of_an_onnx_file_is_noticed(exported, tmp_path):
+    """onnxruntime itself takes a file with other weights for sound."""
+    path = tmp_path / "query.onnx"
+    content = bytearray(exported.path.read_bytes())
+    assert json.loads(exported.card_path.read_text(encoding="utf-8"))["sha256"] == sha256(content).hexdigest()
+    for place in [*range(0, len(content), 4999), *range(len(content) - 90, len(content), 7)]:
+        changed = content.copy()
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"query\.onnx: is no ONNX file of .*damaged or changed since"):
+            Embedder.from_checkpoint(path)
+
+
+def test_what_a_killed_export_left_is_removed(run, tmp_path):
+    part = "abcd1234.d3still-part"
+    for name in (f".q.safetensors.{part}", f".q.safetensors.json.{part}", ".q.safetensors.bak"):
+        (tmp_path / name).write_text("half of it")
+    export_network(run, "query", "safetensors", tmp_path / "q.safetensors")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".q.safetensors.bak", "q.safetensors", "q.safetensors.json"]
 
 
 @needs_safetensors

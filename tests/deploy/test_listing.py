@@ -39,7 +39,7 @@ def test_a_list(tmp_path):
     sample = Sample(str(tmp_path / "c.png"), 3, 0, (1, 2, 3, 4))
     listed = list_images([tmp_path / "b.png", str(tmp_path / "a.png"), sample])
     assert [Path(image.path).name for image in listed] == ["b.png", "a.png", "c.png"], "in its own order"
-    assert listed[2] == GalleryImage(str(tmp_path / "c.png"), 3, (1, 2, 3, 4))
+    assert listed[2] == GalleryImage(str(tmp_path / "c.png"), "3", (1, 2, 3, 4), "0")
 
 
 @pytest.mark.parametrize(
@@ -83,4 +83,4 @@ def test_the_gallery_of_a_run(tmp_path):
     _, description = open_network(save_run(tmp_path / "last.pth", cfg=cfg))
     names = (root / "name_test.txt").read_text().split()
     assert sorted(Path(image.path).name for image in run_gallery(description)) == sorted(names)
-    assert {image.identity for image in run_gallery(description)} == {11, 12, 13}
+    assert {image.identity for image in run_gallery(description)} == {"11", "12", "13"}

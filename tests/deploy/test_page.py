@@ -41,7 +41,7 @@ def parsed(path):
 
 def test_page_with_thumbnails(tmp_path):
     paths = [str(path) for path in save_pictures(tmp_path, 4)]
-    answers = [[Match(0.9, paths[1], "7"), Match(0.25, paths[2], None)], [Match(-0.1, paths[3], 0, (5, 5, 25, 20))]]
+    answers = [[Match(0.9, paths[1], "7"), Match(0.25, paths[2], None)], [Match(-0.1, paths[3], "0", (5, 5, 25, 20))]]
     write_page(tmp_path / "page.html", [paths[0], paths[1]], answers, "two queries")
     page = parsed(tmp_path / "page.html")
     assert page.tags.count("img") == 5 and page.tags.count("section") == 2
@@ -70,6 +70,14 @@ def test_names_are_text_and_never_markup(tmp_path):
     assert set(page.tags) <= set(own.split())
     assert page.tags.count("img") == 2 and name in page.text and "<script>alert(1)</script>" in page.text
     assert not re.search(r"<script", (tmp_path / "page.html").read_text(encoding="utf-8"))
+
+
+def test_names_turn_no_direction_and_hide_nothing(tmp_path):
+    """Right-to-left marks and escape codes are shown as they are written."""
+    write_page(tmp_path / "page.html", ["/q.png"], [[Match(1.0, "/a\x1b[2Jb.png", "shoe\u202egnp\n7")]], "t\u2066\x07")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "a\\x1b[2Jb.png" in text and "identity shoe\\u202egnp\\n7" in text and "t\\u2066\\x07" in text
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
 
 
 def test_a_picture_that_is_gone_and_a_name_that_is_no_unicode(tmp_path):

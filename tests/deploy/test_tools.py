@@ -50,6 +50,20 @@ def test_build_search_add_info(call, run, pictures, tmp_path):
 
 
 @needs_faiss
+def test_answers_show_names_in_printable_characters(call, run, tmp_path):
+    """The user's own names, and none that moves the cursor or turns the reading direction."""
+    paths = save_pictures(tmp_path / "p", 2)
+    table = tmp_path / "p/t.csv"
+    table.write_text(f"path,identity\n{paths[0].name},shoe-17\n{paths[1].name},\u202eevil\x1b[2J\n", encoding="utf-8")
+    index = tmp_path / "g.index"
+    assert call("index_net.py", "build", "--weights", run, "--images", table, "--out", index)[0] == 0
+    asked = ["search", "--weights", run, "--part", "gallery", "--index", index]
+    code, out, _ = call("index_net.py", *asked, paths[0], paths[1])
+    assert code == 0 and "[shoe-17]" in out and "[\\u202eevil\\x1b[2J]" in out
+    assert all(letter.isprintable() or letter == "\n" for letter in out)
+
+
+@needs_faiss
 def test_mistakes_end_in_one_line_and_status_2(call, run, pictures, tmp_path):
     index = tmp_path / "gallery.index"
     call("index_net.py", "build", "--weights", run, "--images", pictures, "--out", index)
