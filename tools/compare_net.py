@@ -17,7 +17,7 @@ import _bootstrap
 from _features import embed
 from _training import is_finished, train_in_child
 
-from d3still.config import load_config
+from d3still.config import Config, load_config, user_code
 from d3still.engine.events import logging_to
 from d3still.errors import UserError
 from d3still.reporting.comparison import compare
@@ -29,7 +29,7 @@ from d3still.reporting.plan import CONFIG_SUFFIXES, Planner
 from d3still.reporting.stored import ListStore
 from d3still.reporting.words import count, is_whole_number, split_words
 from d3still.runs.facts import ACD, BASELINE, VARIANTS
-from d3still.runs.finished import CONFIG, Run, find_runs, read_run
+from d3still.runs.finished import CONFIG, Run, find_runs, read_runs
 from d3still.text import visible
 
 SOME_FAILED = 1  # exit status when the table lacks runs
@@ -43,6 +43,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--variants", nargs="+", default=[BASELINE, ACD], help=f"any of {', '.join(VARIANTS)}")
     parser.add_argument("--uniform-lr", type=float, help="the rate of acd_uniform (default: BASE_LR · γ)")
     parser.add_argument("--from", dest="log", help="compare the finished runs below a folder; nothing is trained")
+    parser.add_argument("--trust", action="store_true", help="run the code that runs below --from FOLDER import")
     parser.add_argument("--out", help="where to write (default: compare/ in the folder of the runs)")
     parser.add_argument(
         "--queries",
@@ -60,9 +61,23 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     return args, [*settings, *more, *last]
 
 
+def config_of(run: Run, settings: list[str], trusted: bool) -> Config:
+    """The config of a run that may be somebody else's.
+
+    Raises:
+        UserError: when it imports code that nobody vouched for.
+    """
+    file = run.folder / CONFIG
+    code = user_code(file)
+    if code and not trusted:
+        raise UserError(f"{file} imports {', '.join(code)}, which would run that code; if you trust it, give --trust")
+    return load_config(file, ["OUTPUT_DIR.ROOT_PATH", str(run.root), *settings])
+
+
 def main() -> int:
     """Train, compare, write; the exit status."""
     args, settings = parse()
+    planned: dict[Path, Config] = {}
     with logging_to(None):
         if args.log:
             runs, notes = find_runs(Path(args.log))
@@ -74,13 +89,13 @@ def main() -> int:
                 print(plan_text(planner.runs, is_finished), end="")
                 return 0
             outcomes = carry_out(planner.runs, train_in_child, is_finished)
-            runs = [read_run(outcome.planned.folder) for outcome in outcomes if outcome.usable]
-            notes = [f"{o.planned.name} {o.state}: {o.reason}" for o in outcomes if not o.usable]
+            planned = {outcome.planned.folder: outcome.planned.cfg for outcome in outcomes if outcome.usable}
+            runs, notes = read_runs(planned)
+            notes += [f"{o.planned.name} {o.state}: {o.reason}" for o in outcomes if not o.usable]
             root = Path(planner.runs[0].cfg.OUTPUT_DIR.ROOT_PATH)
 
         def embed_run(run: Run) -> Embedded:
-            cfg = load_config(run.folder / CONFIG, ["OUTPUT_DIR.ROOT_PATH", str(run.root), *settings])
-            return embed(cfg, "AIR")
+            return embed(planned.get(run.folder) or config_of(run, settings, args.trust), "AIR")
 
         comparison = compare(runs, notes)
         if not comparison.rows:

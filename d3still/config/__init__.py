@@ -1,6 +1,6 @@
 """The config: the schema, the loader, published keys, and the paths that follow from a config."""
 
-from d3still.config.load import dump_config, load_config
+from d3still.config.load import dump_config, load_config, user_code
 from d3still.config.node import Config, get_cfg
 from d3still.config.paths import REPOSITORY, filled_in, run_dir, weight_path
 from d3still.config.sections import add_section
@@ -14,5 +14,6 @@ __all__ = [
     "get_cfg",
     "load_config",
     "run_dir",
+    "user_code",
     "weight_path",
 ]

@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from d3still.config.coerce import unquote
+from d3still.config.coerce import coerce, unquote
 from d3still.config.imports import IMPORTS_KEY
 from d3still.config.node import Config, get_cfg
 from d3still.config.paths import default_experiment_name
+from d3still.config.reader import read_layers
 from d3still.config.validate import validate
 
 
@@ -39,6 +40,16 @@ def load_config(path: str | Path, overrides: Iterable[Any] = ()) -> Config:
     validate(cfg)
     cfg.freeze()
     return cfg
+
+
+def user_code(path: str | Path) -> list[str]:
+    """What loading a config file would import: ``EXPERIMENT.IMPORTS`` of it and of the files it builds on.
+
+    Raises:
+        UserError: for a file that is missing or not YAML.
+    """
+    named = (layer.settings.get(IMPORTS_KEY) for layer in read_layers(path))
+    return [entry for setting in named if setting is not None for entry in coerce(IMPORTS_KEY, setting, [])]
 
 
 def dump_config(cfg: Config) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -118,23 +118,26 @@ def read_run(folder: Path) -> Run:
     return Run(folder, config, metrics, per_query, history, problems)
 
 
+def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """The finished runs of folders, and a line for each that cannot be read."""
+    runs, problems = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except UserError as error:
+            logger.warning("left out: %s", error)
+            problems.append(str(error))
+    return runs, problems
+
+
 def find_runs(root: Path) -> tuple[list[Run], list[str]]:
     """All finished runs below a folder but those of sweeps, sorted by path, and a line for each unreadable one.
 
     Raises:
         UserError: when there is no run.
     """
-    runs, problems = [], []
-    for folder in _folders_with_metrics(root):
-        try:
-            run = read_run(folder)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        if SWEEP not in PurePosixPath(run.experiment).parts:
-            runs.append(run)
-    for problem in problems:
-        logger.warning("left out: %s", problem)
+    found, problems = read_runs(_folders_with_metrics(root))
+    runs = [run for run in found if SWEEP not in PurePosixPath(run.experiment).parts]
     if not runs:
         raise UserError(
             f"no finished run below {root}: none of its folders holds both {CONFIG} and {METRICS}; "

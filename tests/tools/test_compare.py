@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 
 from d3still.errors import UserError
+from tests.reporting.fabricate import images, make_log
 from tests.tiny import GALLERY, REPOSITORY, SETTINGS, overrides, stage_settings, tool
 
 BASELINES = ("rop", "fitnet")
@@ -30,6 +32,11 @@ def run_tool(monkeypatch, capsys):
         return status, capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def queries(tmp_path):
+    return images(tmp_path / "images", identities=3)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,35 @@ def test_compare_from_folders_alone(chain, run_tool, tmp_path):
     assert "Queries" in page and "normalised score" in page and "No ranked lists" not in page
     changed = metrics["rop"]["AIR"] != metrics["acd_rop"]["AIR"]
     assert (page.count("data:image") > 10) == changed, "lists of the queries whose AP changed, if any did"
+
+
+@pytest.mark.parametrize("place", ["config", "base"])
+def test_code_of_other_peoples_runs_does_not_run_unasked(queries, run_tool, tmp_path, place):
+    """They are compared from their numbers, and the page says what would show more."""
+    folder = make_log(tmp_path / "log", queries, seeds=(1,)) / "emoji/rop/seed1"
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    config, named = folder / "config.yaml", "IMPORTS: [theirs.py]"
+    if place == "config":
+        config.write_text(re.sub(r"IMPORTS: \[\]", named, config.read_text()))
+        assert named in config.read_text()
+    else:
+        text = re.sub(r"IMPORTS: \[\],? ?", "", config.read_text())
+        config.write_text(f"_BASE_: base.yaml\n{text}")
+        (folder / "base.yaml").write_text(f"EXPERIMENT: {{{named}}}")
+    command = (
+        "compare_net",
+        "--from",
+        tmp_path / "log",
+        "--out",
+        tmp_path / "out",
+        "DATASETS.ROOT_DIR",
+        tmp_path / "none",
+    )
+    status, printed = run_tool(*command)
+    assert status == 0 and "+ ACD" in printed and not (tmp_path / "ran").exists()
+    assert "theirs.py, which would run that code" in (tmp_path / "out/report.html").read_text()
+    run_tool(*command, "--trust")
+    assert (tmp_path / "ran").exists()
 
 
 def test_compare_refuses_what_makes_no_sense(run_tool, tmp_path):
