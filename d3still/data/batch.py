@@ -41,6 +41,10 @@ class ImageBatch:
         """The batch in page-locked memory, from which copies to a GPU run asynchronously."""
         return ImageBatch(*(t.pin_memory() for t in self._tensors()), skipped=self.skipped)
 
+    def share_memory(self) -> ImageBatch:
+        """The batch in memory that processes share."""
+        return ImageBatch(*(t.share_memory_() for t in self._tensors()), skipped=self.skipped)
+
     def _tensors(self) -> tuple[torch.Tensor, ...]:
         return self.pixels, self.erase, self.labels, self.indices
 
@@ -67,6 +71,10 @@ class PairBatch:
     def pin_memory(self) -> PairBatch:
         """Both views in page-locked memory."""
         return PairBatch(self.low.pin_memory(), self.high.pin_memory())
+
+    def share_memory(self) -> PairBatch:
+        """Both views in memory that processes share."""
+        return PairBatch(self.low.share_memory(), self.high.share_memory())
 
 
 class Normalizer:

@@ -29,9 +29,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Failure:
-    """A user's mistake found in a worker; exceptions would arrive wrapped in torch's own traceback."""
+    """What a user can put right, found in a worker; exceptions would arrive wrapped in torch's own traceback."""
 
     message: str
+
+
+NO_SHARED_MEMORY = (
+    "the processes that load images cannot hand a batch over ({}); give them more shared memory (/dev/shm; docker run "
+    "--shm-size) and open files (ulimit -n), or lower DATALOADER.NUM_WORKERS (0 needs neither) or the batch"
+)
 
 
 class BatchMaker(torch.utils.data.Dataset):
@@ -56,11 +62,21 @@ class BatchMaker(torch.utils.data.Dataset):
         self._seed, self._on_bad = seed, on_bad
 
     def __getitem__(self, request: Request) -> ImageBatch | PairBatch | Failure:
-        """The batch, or what went wrong if the user can put it right."""
+        """The batch, or what went wrong if the user can put it right.
+
+        A worker shares the batch's memory here: left to the thread that sends it, a failure to do so would be printed,
+        the batch lost, and the training wait for it for ever.
+        """
         try:
-            return self.make(request)
+            batch = self.make(request)
         except UserError as error:
             return Failure(str(error))
+        if torch.utils.data.get_worker_info() is None:
+            return batch
+        try:
+            return batch.share_memory()
+        except (OSError, RuntimeError) as error:
+            return Failure(NO_SHARED_MEMORY.format(" ".join(str(error).split())))
 
     def make(self, request: Request) -> ImageBatch | PairBatch:
         """The batch.

@@ -13,15 +13,20 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from d3still.data.batch import ImageBatch, PairBatch
-from d3still.data.fetch import BatchMaker, Failure, Request
+from d3still.data.fetch import NO_SHARED_MEMORY, BatchMaker, Failure, Request
 from d3still.data.samplers import BatchSampler
 from d3still.data.sources import usable_cores
 from d3still.errors import UserError
 
 PREFETCH = 2  # batches made ahead, by the thread or by each worker
 _TORCH_WORKER_DEATH = "DataLoader worker"  # how torch's message about a dead worker begins
+_TORCH_NO_HANDLE = "received 0 items of ancdata"  # and its message when there are too many open files
+
+# What was not even begun has nothing to shut down; torch would print a traceback on deleting it.
+_MultiProcessingDataLoaderIter._shutdown = True
 
 
 class BatchLoader:
@@ -60,7 +65,7 @@ class BatchLoader:
         One epoch at a time: beginning another ends the one before.
 
         Raises:
-            UserError: an image cannot be read, or a worker process died.
+            UserError: an image cannot be read, a worker process died, or shared memory does not hold a batch.
         """
         requests = [Request(epoch, batch) for batch in self._sampler.epoch(epoch)[start:]]
         return self._from_workers(requests) if self._num_workers else self._from_thread(requests)
@@ -105,7 +110,11 @@ class BatchLoader:
     def _next(self, batches: Iterator[Any]) -> ImageBatch | PairBatch:
         try:
             batch = next(batches)
+        except OSError as error:
+            raise UserError(NO_SHARED_MEMORY.format(error)) from error
         except RuntimeError as error:
+            if _TORCH_NO_HANDLE in str(error):
+                raise UserError(NO_SHARED_MEMORY.format("too many open files")) from error
             if not str(error).startswith(_TORCH_WORKER_DEATH):
                 raise
             raise UserError(
@@ -135,7 +144,10 @@ class BatchLoader:
             )
             self._end_workers = weakref.finalize(self, _end_workers, self._workers)
         with _child_handler_kept():
-            return iter(self._workers)
+            try:
+                return iter(self._workers)
+            except OSError as error:  # its queues live in shared memory too
+                raise UserError(NO_SHARED_MEMORY.format(error)) from error
 
 
 def _end_workers(workers: DataLoader[Any]) -> None:

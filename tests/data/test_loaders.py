@@ -3,9 +3,11 @@
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -34,6 +36,19 @@ BALANCED = {"size": [32, 24], "padding": 4, "num_instances": 2, **AUGMENT}
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     return training_set(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The paths of the images that are decoded in this process, in order."""
+    paths = []
+
+    def reading(path, *more):
+        paths.append(path)
+        return read_image(path, *more)
+
+    monkeypatch.setattr("d3still.data.sources.read_image", reading)
+    return paths
 
 
 def pairs(samples, **options):
@@ -101,40 +116,40 @@ def test_an_epoch_can_be_taken_up_in_its_middle(samples, options):
     loader.close()
 
 
-def test_batches_before_the_start_are_not_decoded(samples, monkeypatch):
-    read = []
-    monkeypatch.setattr("d3still.data.sources.read_image", lambda path: read.append(path) or read_image(path))
+def test_batches_before_the_start_are_not_decoded(samples, read):
     loader = pairs(samples)
     rest = list(loader.epoch(0, start=2))
     assert len(read) == 12 * len(rest)
 
 
-def test_one_decode_feeds_both_views_and_they_draw_independently(samples, monkeypatch):
-    read = []
-    monkeypatch.setattr("d3still.data.sources.read_image", lambda path: read.append(path) or read_image(path))
-    batches = list(pairs(samples, batch_size=40, erase_prob=1.0).epoch(0))
+def drawn(seed, epoch, stream, position, number):
+    """One number of `d3still.data.draws`, from its definition, in Python's own integers."""
+
+    def splitmix64(state):
+        z = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    state = 0
+    for part in (seed, epoch, stream, position):
+        state = splitmix64((state + part) % 2**64)
+    return (splitmix64((state + number * 0x9E3779B97F4A7C15) % 2**64) >> 11) / 2**53
+
+
+def test_one_decode_feeds_both_views_and_they_draw_independently(samples, read):
+    unmoved = {"low_padding": 0, "high_padding": 0, "erase_prob": 0.0}
+    (batch,) = pairs(samples, batch_size=40, seed=7, **unmoved).epoch(3)
     assert sorted(read) == sorted(sample.path for sample in samples)
-    low, high = batches[0].low, batches[0].high
-    assert torch.equal(low.indices, high.indices) and torch.equal(low.labels, high.labels)
-
-
-def test_the_views_of_a_pair_draw_independently(samples):
-    """Views of one size, that would be the same images if they drew the same numbers."""
-    settings = {"low_size": [20, 20], "high_size": [20, 20], "batch_size": 40}
+    assert torch.equal(batch.low.indices, batch.high.indices) and torch.equal(batch.low.labels, batch.high.labels)
     flips = []
-    for batch in pairs(samples, **settings, low_padding=0, high_padding=0, flip_prob=0.5, erase_prob=0.0).epoch(0):
-        plain = torch.stack([resize(read_image(samples[i].path), (20, 20)) for i in batch.low.indices])
-        for view in (batch.low, batch.high):
-            mirrored = [torch.equal(image, other) for image, other in zip(view.pixels, plain.flip(3), strict=True)]
-            flips.append(torch.tensor(mirrored))
-    # two fair coins: each about half heads, and alike about half the time
-    for share in (flips[0], flips[1], flips[0] == flips[1]):
-        assert share.double().mean().item() == pytest.approx(0.5, abs=0.25)
-    shifted = next(pairs(samples, **settings, low_padding=4, high_padding=4, flip_prob=0.0, erase_prob=1.0).epoch(0))
-    same_pixels = (shifted.low.pixels == shifted.high.pixels).flatten(1).all(1)
-    same_boxes = (shifted.low.erase == shifted.high.erase).all(1)
-    # one of 9 · 9 crops, and a box out of thousands, meet by chance
-    assert same_pixels.sum() <= 4 and same_boxes.sum() <= 2
+    for view, size, stream in ((batch.low, (16, 12), 2), (batch.high, (32, 24), 3)):
+        flips.append([drawn(7, 3, stream, position, number=0) < 0.5 for position in range(40)])
+        for pixels, index, flip in zip(view.pixels, view.indices, flips[-1], strict=True):
+            image = resize(read_image(samples[index].path), size)
+            assert torch.equal(pixels, image.flip(2) if flip else image)
+    # Two coins an image agree in half of the images; one coin for both would in all.
+    assert sum(low == high for low, high in zip(*flips, strict=True)) == 22
 
 
 def test_labels_and_pixels_belong_to_the_indices(samples):
@@ -320,6 +335,40 @@ def test_a_killed_worker_is_a_clear_error_and_the_loader_recovers(samples, worke
     assert_same(collect(pairs, samples, epochs=(0,), batch_size=2), again)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere shared memory is not a file with a size limit")
+@pytest.mark.parametrize("limit", [10_000, 16])
+def test_shared_memory_too_small_for_a_batch_is_a_clear_error_and_no_endless_wait(samples, monkeypatch, limit):
+    # A limit on file sizes binds the files of /dev/shm just as a full /dev/shm does: with 10,000 bytes the workers
+    # start, but no batch of 12 × 3 × (16 × 12 + 32 × 24) bytes is handed over; with 16 not even a queue can be made.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    loader = pairs(samples, num_workers=1)
+    failures = []
+
+    def first_batch():
+        try:
+            next(loader.epoch(0))
+        except UserError as error:
+            failures.append(str(error))
+
+    def limited(worker):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+
+    if limit == 16:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    else:
+        monkeypatch.setattr("d3still.data.prefetch._ignore_interrupts", limited)
+    waiting = threading.Thread(target=first_batch, daemon=True)
+    try:
+        waiting.start()
+        waiting.join(timeout=60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not waiting.is_alive()
+    (failure,) = failures
+    assert "/dev/shm" in failure and "DATALOADER.NUM_WORKERS" in failure and "\n" not in failure
+    loader.close()
+
+
 def test_workers_do_not_mind_ctrl_c(samples, worker):
     _, batches, process = worker(samples)
     os.kill(process.pid, signal.SIGINT)
@@ -369,9 +418,7 @@ def test_a_process_that_forgets_to_close_ends_all_the_same(samples):
 # The cache
 
 
-def test_loaders_share_a_cache(samples, monkeypatch):
-    read = []
-    monkeypatch.setattr("d3still.data.sources.read_image", lambda path: read.append(path) or read_image(path))
+def test_loaders_share_a_cache(samples, read):
     cache = ImageCache(samples)
     cache.load([(16, 12), (32, 24)])
     assert len(read) == len(samples)
