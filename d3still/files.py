@@ -1,11 +1,13 @@
-"""Files that a kill or a full disk cannot spoil."""
+"""Files that a kill or a full disk cannot spoil, and reading only what is a file."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ except ImportError:  # Windows deletes no file that is open
     fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = ".d3still-part"  # how the names of unfinished files end, and of no others
+_KINDS = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -55,6 +58,27 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def require_regular(path: str | os.PathLike[str]) -> int:
+    """Whether ``path``, links followed, is a regular file; its size in bytes.
+
+    Asked before anything that a user names is opened: reading a named pipe would wait for ever, and a device may
+    have no end.
+
+    Raises:
+        OSError: it is missing, a folder, a pipe, a socket or a device, or no file can have such a name; what is
+            wrong is its ``strerror``.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116  (a path may be text)
+    except ValueError as error:  # a NUL, or a character that the file system's encoding lacks
+        raise OSError(errno.EINVAL, "no file can have this name") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, f"it is a {_KINDS.get(stat.S_IFMT(found.st_mode), 'device')}, not a file")
+    return found.st_size
 
 
 def write_text(path: Path, text: str) -> None:

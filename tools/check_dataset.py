@@ -18,6 +18,7 @@ from d3still.data import build_dataset
 from d3still.data.build import SPLITS
 from d3still.data.check import FAST_SAMPLE, SHORT_NAMES, check_dataset, contact_sheet, full_name
 from d3still.data.datasets import DATASETS
+from d3still.data.image import MAX_PIXELS
 
 
 def parse() -> argparse.Namespace:
@@ -28,6 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", choices=SPLITS, default="test", help="val: identities held out of training")
     parser.add_argument("--camera-pattern", default="", help="folder: regular expression, group 1 = the camera")
     parser.add_argument("--fast", action="store_true", help=f"open {FAST_SAMPLE} files instead of all")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="DATALOADER.MAX_PIXELS (%(default)s)")
     parser.add_argument("--sheet", type=Path, help="where the contact sheet goes (default: log/check_NAME.png)")
     return parser.parse_args()
 
@@ -40,7 +42,7 @@ def main() -> None:
     dataset = build_dataset(
         name, arguments.root, split=arguments.split, camera_pattern=arguments.camera_pattern
     )
-    check = check_dataset(dataset, fast=arguments.fast)
+    check = check_dataset(dataset, fast=arguments.fast, max_pixels=arguments.max_pixels)
     sheet = arguments.sheet or Path("log") / f"check_{name}.png"
     contact_sheet(dataset, sheet)
     print(f"{name} in {arguments.root}", *check.lines, sep="\n")

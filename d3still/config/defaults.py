@@ -123,6 +123,7 @@ _C.DATALOADER.SAMPLER = "triplet"  # triplet: identity-balanced | softmax: plain
 _C.DATALOADER.NUM_INSTANCE = 6  # images of an identity in a batch
 _C.DATALOADER.CACHE = "none"  # none | ram: decode and resize each image once
 _C.DATALOADER.ON_BAD_IMAGE = "raise"  # raise | skip
+_C.DATALOADER.MAX_PIXELS = 2**26  # of the largest image that is decoded, half a GiB; a larger JPEG is read reduced
 
 _C.SOLVER = Node()
 _C.SOLVER.OPTIMIZER_BUILDER = "Uniform"  # Uniform | RAHO

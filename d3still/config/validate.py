@@ -48,6 +48,7 @@ RE_RANKING: Rule = (
     "[k1, k2, lambda] with k1 and k2 from 1 and lambda between 0 and 1",
     lambda value: min(value[:2]) >= 1 and 0 <= value[2] <= 1,
 )
+PIXELS: Rule = ("from 1 to 178956970, the most that Pillow opens", lambda value: 1 <= value <= 178_956_970)
 CARD: Rule = ("one card's number, e.g. 0 (several cards: torchrun)", lambda value: value.isdigit())
 
 RULES: dict[str, Rule] = {
@@ -86,6 +87,7 @@ RULES: dict[str, Rule] = {
     "INPUT.PIXEL_STD": THREE_POSITIVE,
     "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
     "DATALOADER.NUM_INSTANCE": AT_LEAST_1,
+    "DATALOADER.MAX_PIXELS": PIXELS,
     "SOLVER.IMS_PER_BATCH": AT_LEAST_1,
     "SOLVER.IMS_DISTILLATION_PER_BATCH": AT_LEAST_1,
     "SOLVER.MAX_EPOCHS": AT_LEAST_1,

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from d3still.data.datasets import DATASETS, JUNK_IDENTITY, RetrievalDataset, Sample
-from d3still.data.image import ImageError
-from d3still.data.sources import read_sample, usable_cores
+from d3still.data.image import MAX_PIXELS, ImageError, read_image
+from d3still.data.sources import usable_cores
 from d3still.data.transforms import resize
 
 T = TypeVar("T")
@@ -45,17 +45,17 @@ def full_name(name: str) -> str:
     return short or next((known for known in DATASETS if known.lower() == name.lower()), name)
 
 
-def check_dataset(dataset: RetrievalDataset, *, fast: bool = False) -> Check:
+def check_dataset(dataset: RetrievalDataset, *, fast: bool = False, max_pixels: int = MAX_PIXELS) -> Check:
     """Compares counts with the published ones and opens every file, or a sample with ``fast``.
 
-    Damage is reported, not raised.
+    Damage is reported, not raised; so are images of more than ``max_pixels``.
     """
     check = Check(problems=list(dataset.notes))
     check.lines += _count_lines(dataset)
     check.lines += _identity_lines(dataset, check)
     samples = list({s.path: s for s in dataset.train + dataset.query + dataset.gallery}.values())
     opened = samples[:: -(-len(samples) // FAST_SAMPLE)] if fast else samples
-    unreadable, sizes = _open_all(opened)
+    unreadable, sizes = _open_all(opened, max_pixels)
     check.lines.append(f"{'files opened':<22}{len(opened):>9,}   of {len(samples):,}")
     if sizes:
         check.lines.append(f"{'image sizes':<22}{_size_range(sizes)}")
@@ -119,12 +119,12 @@ def _identity_lines(dataset: RetrievalDataset, check: Check) -> list[str]:
     return lines
 
 
-def _open_all(samples: Sequence[Sample]) -> tuple[list[str], list[tuple[int, int]]]:
+def _open_all(samples: Sequence[Sample], max_pixels: int) -> tuple[list[str], list[tuple[int, int]]]:
     """Errors of the files that cannot be read, and (width, height) of those that can."""
 
     def open_one(sample: Sample) -> str | tuple[int, int]:
         try:
-            height, width = read_sample(sample.path, sample.box).shape[1:]
+            height, width = read_image(sample.path, sample.box, max_pixels).shape[1:]
             return width, height
         except ImageError as error:
             return str(error)
@@ -154,7 +154,7 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
 
 def _thumb(sample: Sample) -> Image.Image:
     try:
-        image = read_sample(sample.path, sample.box)
+        image = read_image(sample.path, sample.box)
     except ImageError:
         return Image.new("RGB", (THUMB, THUMB), _GREY)
     height, width = image.shape[1:]

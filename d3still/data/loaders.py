@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from d3still.data.datasets.base import Sample
 from d3still.data.fetch import DROP, RAISE, REPLACE, BatchMaker
+from d3still.data.image import MAX_PIXELS
 from d3still.data.prefetch import BatchLoader
 from d3still.data.samplers import (
     PLAIN_STREAM,
@@ -40,6 +41,7 @@ def identity_loader(
     num_workers: int = 0,
     cache: str | ImageCache = "none",
     on_bad_image: str = "raise",
+    max_pixels: int = MAX_PIXELS,
     pin_memory: bool = False,
 ) -> BatchLoader:
     """Training batches (`ImageBatch`) for cross entropy and triplet loss.
@@ -59,6 +61,7 @@ def identity_loader(
         num_workers: upper bound of worker processes; 0 = a thread of this process.
         cache: "none", "ram", or an `ImageCache` over the same samples to share.
         on_bad_image: "raise", or "skip" to put the next image of the identity in its place.
+        max_pixels: the largest image that is decoded, see `d3still.data.image.read_image`; a shared cache has its own.
         pin_memory: give batches in page-locked memory.
 
     Raises:
@@ -77,7 +80,7 @@ def identity_loader(
     else:
         raise UserError(f"DATALOADER.SAMPLER '{sampler}' is neither 'triplet' nor 'softmax'")
     view = View(_size(size), padding, flip_prob, erase_prob, _BALANCED_VIEW)
-    maker = _maker(samples, [view], seed, cache, on_bad_image, REPLACE)
+    maker = _maker(samples, [view], seed, cache, on_bad_image, REPLACE, max_pixels)
     return BatchLoader(maker, batches, _workers(num_workers, cache), pin_memory)
 
 
@@ -98,6 +101,7 @@ def pair_loader(
     num_workers: int = 0,
     cache: str | ImageCache = "none",
     on_bad_image: str = "raise",
+    max_pixels: int = MAX_PIXELS,
     pin_memory: bool = False,
 ) -> BatchLoader:
     """Shuffled training batches (`PairBatch`) of two views, drawn independently from one decoded image.
@@ -117,7 +121,7 @@ def pair_loader(
         View(_size(low_size), low_padding, flip_prob, erase_prob, _LOW_VIEW),
         View(_size(high_size), high_padding, flip_prob, erase_prob, _HIGH_VIEW),
     ]
-    maker = _maker(samples, views, seed, cache, on_bad_image, REPLACE)
+    maker = _maker(samples, views, seed, cache, on_bad_image, REPLACE, max_pixels)
     return BatchLoader(maker, batches, _workers(num_workers, cache), pin_memory)
 
 
@@ -129,6 +133,7 @@ def test_loader(
     num_workers: int = 0,
     cache: str | ImageCache = "none",
     on_bad_image: str = "raise",
+    max_pixels: int = MAX_PIXELS,
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
@@ -141,7 +146,7 @@ def test_loader(
     if not samples:
         raise UserError("there are no images to test")
     batches = SequentialBatches(len(samples), batch_size, rank, world_size)
-    maker = _maker(samples, [View(_size(size))], 0, cache, on_bad_image, DROP)
+    maker = _maker(samples, [View(_size(size))], 0, cache, on_bad_image, DROP, max_pixels)
     return BatchLoader(maker, batches, _workers(num_workers, cache), pin_memory)
 
 
@@ -172,6 +177,7 @@ def _maker(
     cache: str | ImageCache,
     on_bad_image: str,
     instead: str,
+    max_pixels: int,
 ) -> BatchMaker:
     if on_bad_image not in ("raise", "skip"):
         raise UserError(f"DATALOADER.ON_BAD_IMAGE '{on_bad_image}' is neither 'raise' nor 'skip'")
@@ -179,8 +185,10 @@ def _maker(
     if isinstance(cache, str) and cache not in ("none", "ram"):
         raise UserError(f"DATALOADER.CACHE '{cache}' is neither 'none' nor 'ram'")
     if cache == "none":
-        return BatchMaker(samples, DiskImages(samples), views, seed, on_bad)
-    source = cache if isinstance(cache, ImageCache) else ImageCache(samples, on_bad_image=on_bad_image)
+        return BatchMaker(samples, DiskImages(samples, max_pixels), views, seed, on_bad)
+    source = cache
+    if not isinstance(source, ImageCache):
+        source = ImageCache(samples, on_bad_image=on_bad_image, max_pixels=max_pixels)
     if source.files != [(sample.path, sample.box) for sample in samples]:
         raise ValueError("the shared ImageCache holds other images than the loader's samples")
     source.load([view.size for view in views])

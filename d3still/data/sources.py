@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from d3still.data.datasets.base import Box, Sample
-from d3still.data.image import ImageError, crop, read_image
+from d3still.data.datasets.base import Sample
+from d3still.data.image import MAX_PIXELS, ImageError, read_image
 from d3still.data.memory import available_memory
 from d3still.data.transforms import resize
 from d3still.errors import UserError
@@ -37,21 +36,16 @@ class ImageSource(Protocol):
         ...
 
 
-def read_sample(path: str, box: Box | None) -> torch.Tensor:
-    """A sample's pixels (3, H, W): the image, cut to the sample's box if it has one."""
-    image = read_image(path)
-    return image if box is None else crop(image, box, path)
-
-
 class DiskImages:
-    """Reads and resizes an image each time it is asked for."""
+    """Reads and resizes an image each time it is asked for; ``max_pixels`` is that of `read_image`."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(self, samples: Sequence[Sample], max_pixels: int = MAX_PIXELS) -> None:
         self._files = [(sample.path, sample.box) for sample in samples]
+        self._max_pixels = max_pixels
 
     def images(self, index: int, sizes: Sequence[Size]) -> list[np.ndarray]:
         """One decode, one resize a distinct size."""
-        image = read_sample(*self._files[index])
+        image = read_image(*self._files[index], self._max_pixels)
         resized = {size: resize(image, size).numpy() for size in dict.fromkeys(sizes)}
         return [resized[size] for size in sizes]
 
@@ -65,10 +59,13 @@ class ImageCache:
     Args:
         samples: the images.
         on_bad_image: "raise" stops at an unreadable image; "skip" keeps its error for whoever asks for it.
+        max_pixels: that of `read_image`.
     """
 
-    def __init__(self, samples: Sequence[Sample], *, on_bad_image: str = "raise") -> None:
-        self._disk = DiskImages(samples)
+    def __init__(
+        self, samples: Sequence[Sample], *, on_bad_image: str = "raise", max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self._disk = DiskImages(samples, max_pixels)
         self.files = [(sample.path, sample.box) for sample in samples]
         self._raises = on_bad_image == "raise"
         self._pixels: dict[Size, np.ndarray] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +160,7 @@ class Data:
             "world_size": ranks.world_size,
             "num_workers": cfg.DATALOADER.NUM_WORKERS,
             "on_bad_image": cfg.DATALOADER.ON_BAD_IMAGE,
+            "max_pixels": cfg.DATALOADER.MAX_PIXELS,
             "pin_memory": device.type == "cuda",
         }
 
@@ -209,7 +209,8 @@ class Data:
     def _cache(self, samples: list[Sample]) -> str | ImageCache:
         if self.cfg.DATALOADER.CACHE != "ram":
             return self.cfg.DATALOADER.CACHE
-        make = partial(ImageCache, samples, on_bad_image=self.cfg.DATALOADER.ON_BAD_IMAGE)
         if id(samples) not in self._caches:
-            self._caches[id(samples)] = make()
+            loader = self.cfg.DATALOADER
+            cache = ImageCache(samples, on_bad_image=loader.ON_BAD_IMAGE, max_pixels=loader.MAX_PIXELS)
+            self._caches[id(samples)] = cache
         return self._caches[id(samples)]

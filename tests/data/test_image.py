@@ -2,6 +2,7 @@
 
 import errno
 import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,12 @@ from tests.data.helpers import picture, save
 
 def array(path):
     return read_image(path).permute(1, 2, 0).numpy()
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 def test_rgb_is_read_as_pillow_reads_it(tmp_path):
@@ -66,10 +73,8 @@ def test_transparent_palette_entry_and_colour_key_lie_over_white(tmp_path):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     lossless = {"webp": {"lossless": True}, "jpg": {"quality": 95}}.get(suffix, {})
-    path = save(tmp_path / f"a.{suffix}", exif=exif, **lossless)
+    path = save(tmp_path / f"a.{suffix}", exif=turned(orientation), **lossless)
     with Image.open(path) as image:
         np.testing.assert_array_equal(array(path), np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
     assert array(path).shape == ((24, 20, 3) if orientation >= 5 else (20, 24, 3))
@@ -127,6 +132,63 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "big.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # 480 pixels are more than twice that
     with pytest.raises(ImageError, match=r"big\.png"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif", "bmp", "tif"])
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path, suffix, monkeypatch):
+    path = save(tmp_path / f"a.{suffix}", Image.new("P", (9001, 3)))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(ImageError, match=r"9001 × 3 pixels, more than DATALOADER\.MAX_PIXELS 27002 allows"):
+        read_image(path, max_pixels=9001 * 3 - 1)
+
+
+def test_the_limit_without_a_setting_is_8192_by_8192(tmp_path):
+    path = save(tmp_path / "a.bmp")
+    content = bytearray(path.read_bytes())
+    content[18:26] = struct.pack("<ii", 8192, 8193)  # width and height, of which the file has nothing
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"8192 × 8193 pixels.*67108864"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(("limit", "factor"), [(48 * 40, 1), (48 * 40 - 1, 2), (24 * 20 - 1, 4), (30, 8)])
+def test_a_jpeg_above_the_limit_is_decoded_smaller(tmp_path, limit, factor):
+    path = save(tmp_path / "a.jpg", picture(40, 48), quality=95)
+    image = read_image(path, max_pixels=limit)
+    assert image.shape == (3, 40 // factor, 48 // factor)
+    whole = torch.nn.functional.avg_pool2d(read_image(path).float(), factor)  # the decoder averages blocks, nearly
+    assert (image - whole).abs().mean() < 2
+    # a box is given in pixels of the whole image
+    left, top, right, bottom = (edge // factor for edge in (16, 8, 40, 32))
+    torch.testing.assert_close(read_image(path, (16, 8, 40, 32), limit), image[:, top:bottom, left:right])
+
+
+def test_a_jpeg_that_stays_too_large_and_a_file_too_large_to_be_an_image(tmp_path):
+    with pytest.raises(ImageError, match=r"48 × 40 pixels.*MAX_PIXELS 29"):
+        read_image(save(tmp_path / "a.jpg", picture(40, 48)), max_pixels=29)
+    with (tmp_path / "b.png").open("wb") as file:
+        file.truncate(2**40)  # one TiB, of which the disk holds nothing
+    with pytest.raises(ImageError, match=r"b\.png.*larger than any image"):
+        read_image(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "I;16", "1"])
+def test_converting_in_strips_gives_the_same_pixels(tmp_path, mode, monkeypatch):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (33, 20, 4), dtype=np.uint8))
+    image = noise if mode == "RGBA" else noise.convert("RGB").convert("L" if mode == "I;16" else mode)
+    path = save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), image.convert(mode), exif=turned(6))
+    whole = array(path)
+    monkeypatch.setattr("d3still.data.image._STRIP", 20 * 7)  # strips of 7 rows, and a rest of 5
+    np.testing.assert_array_equal(array(path), whole)
+    assert whole.shape == (20, 33, 3)
+
+
+def test_no_other_program_is_started_for_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr("subprocess.Popen", pytest.fail)  # Pillow gives PostScript to ghostscript
+    with pytest.raises(ImageError, match="no known image format"):
         read_image(path)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset
 from d3still.data.datasets.files import some
 from d3still.errors import UserError
+from d3still.files import require_regular
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def _find(root: Path) -> Path:
 def _table(archive: Path) -> dict[str, int]:
     """File name → size of what the archive holds."""
     try:
+        require_regular(archive)
         with zipfile.ZipFile(archive) as source:
             sizes = {info.filename: info.file_size for info in source.infolist()}
     except _DAMAGED as error:
@@ -95,6 +97,7 @@ def _table(archive: Path) -> dict[str, int]:
 def _read_split(path: Path, names: Iterable[str]) -> dict[str, frozenset[str]]:
     """The lists of split.json, every identity and file of which the archive has."""
     try:
+        require_regular(path)
         lists = json.loads(path.read_text(encoding="utf-8"))
         keys = ["train", *(key for pair in _SPLITS.values() for key in pair)]
         parts = {key: frozenset(lists[key]) for key in keys}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from d3still.data.image import IMAGE_SUFFIXES, is_image_name
 from d3still.errors import UserError
+from d3still.files import require_regular
 
 SHOWN = 3  # how many offending files an error names
 
@@ -63,12 +64,18 @@ def require_child(folder: Path, name: str) -> Path:
     return found
 
 
+def read_bytes(path: Path) -> bytes:
+    """What a table or list holds; a `UserError` where it cannot be read or is no regular file."""
+    try:
+        require_regular(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); restore it or check its rights") from error
+
+
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """The lines that are not blank, stripped, with their numbers from 1."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    text = read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
     lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
     return [(number, line) for number, line in lines if line]
 

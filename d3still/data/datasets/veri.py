@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 from d3still.data.datasets.base import DATASETS, RetrievalDataset
-from d3still.data.datasets.files import child, read_lines, require_child, require_files, require_images
+from d3still.data.datasets.files import child, read_bytes, read_lines, require_child, require_files, require_images
 from d3still.data.datasets.layout import Layout, Parts, load_benchmark, names_with_camera, rearranged
-from d3still.errors import UserError
 
 NAME = "VeRi776"
 FOLDERS = ("VeRi776", "VeRi", "VeRi-776", "VeRi_776")
@@ -57,8 +56,5 @@ def _paths(folder: Path, part: str, notes: list[str]) -> list[str]:
 
 
 def _names_in_xml(path: Path) -> list[str]:
-    try:
-        text = path.read_bytes().decode(XML_ENCODING, errors="replace")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    text = read_bytes(path).decode(XML_ENCODING, errors="replace")
     return re.findall(r"""imageName\s*=\s*["']([^"']+)["']""", text)
