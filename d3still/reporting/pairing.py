@@ -20,11 +20,13 @@ class Pairs:
     Attributes:
         paths: (n,) the queries' paths, as the first run has them.
         identities: (n,) their identities.
+        names: (n,) what the dataset calls these.
         after, before: (n,) a measure of each, in percent, of the first and the second run.
     """
 
     paths: np.ndarray
     identities: np.ndarray
+    names: np.ndarray
     after: np.ndarray
     before: np.ndarray
 
@@ -56,7 +58,8 @@ def paired_differences(after: Run, before: Run, protocol: str, measure: str) -> 
     one, other = one[kept], other[kept]
     if not len(one):
         return None
-    return Pairs(first["query_paths"][one], first["query_ids"][one], scores[0][one], scores[1][other])
+    names = first.get("query_names", first["query_ids"].astype(str))  # older runs kept the numbers alone
+    return Pairs(first["query_paths"][one], first["query_ids"][one], names[one], scores[0][one], scores[1][other])
 
 
 def mean_pairs(parts: list[Pairs]) -> Pairs:
@@ -66,7 +69,8 @@ def mean_pairs(parts: list[Pairs]) -> Pairs:
     rows = [np.array([index[name] for name in shared], dtype=int) for index in names]
     after = np.mean([part.after[row] for part, row in zip(parts, rows, strict=True)], axis=0)
     before = np.mean([part.before[row] for part, row in zip(parts, rows, strict=True)], axis=0)
-    return Pairs(parts[0].paths[rows[0]], parts[0].identities[rows[0]], after, before)
+    first = parts[0]
+    return Pairs(first.paths[rows[0]], first.identities[rows[0]], first.names[rows[0]], after, before)
 
 
 def _scores(arrays: Mapping[str, np.ndarray], protocol: str, measure: str) -> np.ndarray | None:

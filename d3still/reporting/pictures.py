@@ -171,7 +171,7 @@ def _draw_list(
 ) -> None:
     query = ranked.query
     ap = "no match in the gallery" if math.isnan(ranked.ap) else f"AP {100 * ranked.ap:.2f} %"
-    heading = f"{name_of(query)}: identity {query.identity}, camera {query.camera}, {ap}"
+    heading = f"{name_of(query)}: identity {query.name}, camera {query.camera}, {ap}"
     _text(draw, (GAP, top + GAP), heading, sheet.width - 2 * GAP, TITLE_POINTS)
     top += GAP + 2 * LINE
     _paste(sheet, _enlarged(query, query_size, layout.cell), (GAP + BORDER, top + BORDER), layout.cell)
@@ -199,7 +199,7 @@ def _draw_entry(
     if excluded:
         draw.line((left, top + side, left + side, top), fill=colour, width=2)
     _text(draw, (left, top + side), f"{sign}  {entry.score:.3f}", side + GAP, fill=colour if excluded else TEXT)
-    note = "same camera" if excluded else f"id {entry.sample.identity}, cam {entry.sample.camera}"
+    note = "same camera" if excluded else f"id {entry.sample.name}, cam {entry.sample.camera}"
     _text(draw, (left, top + side + LINE), note, side + GAP, fill=FAINT)
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import numpy as np
 from d3still.data import Sample
 from d3still.errors import UserError
 from d3still.evaluation import RankedLists
+from d3still.files import write_atomically
 from d3still.reporting.lists import Embedded, RankedList, Ranking, rank
 from d3still.reporting.pairing import relative_names
 from d3still.runs.finished import METRICS, Run
@@ -56,8 +54,8 @@ class ListStore:
         ranking = rank(self._embed(run), test["TEST_METRIC"], test["EXCLUDE_SAME_CAMERA"], TOPK)
         try:
             _write(run, ranking)
-        except OSError as error:
-            logger.warning("%s cannot be kept (%s); it will be made again next time", run.folder / FILE, error)
+        except UserError as error:  # a full disk, somebody else's folder: the report can do without
+            logger.warning("%s; the lists will be made again next time", error)
         return ranking
 
 
@@ -76,11 +74,7 @@ def _write(run: Run, ranking: Ranking) -> None:
         **_columns("query", ranking.query),
         **_columns("gallery", [ranking.gallery[i] for i in used]),
     }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    temporary = run.folder / f".{FILE}.{os.getpid()}"
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(run.folder / FILE)
+    write_atomically(run.folder / FILE, lambda file: np.savez_compressed(file, **arrays))
 
 
 def _read(run: Run) -> Ranking | None:
@@ -96,7 +90,7 @@ def _read(run: Run) -> Ranking | None:
         return ranking if Path(ranking.query[0].path).exists() else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and numpy have each their own for what is damaged
         logger.warning("%s is damaged (%s); it is made again", path, error)
         return None
 
@@ -109,14 +103,15 @@ def _fingerprint(run: Run) -> str:
 def _columns(side: str, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
     return {
         f"{side}_paths": np.array([sample.path for sample in samples]),
+        f"{side}_names": np.array([sample.name for sample in samples]),
         f"{side}_labels": np.array([(sample.identity, sample.camera) for sample in samples]).reshape(-1, 2),
         f"{side}_boxes": np.array([sample.box or WHOLE for sample in samples]).reshape(-1, 4),
     }
 
 
 def _samples(side: str, arrays: Mapping[str, np.ndarray]) -> list[Sample]:
-    columns = (arrays[f"{side}_{name}"].tolist() for name in ("paths", "labels", "boxes"))
+    columns = (arrays[f"{side}_{name}"].tolist() for name in ("paths", "names", "labels", "boxes"))
     return [
-        Sample(path, identity, camera, None if tuple(box) == WHOLE else tuple(box))
-        for path, (identity, camera), box in zip(*columns, strict=True)
+        Sample(path, identity, camera, None if tuple(box) == WHOLE else tuple(box), name)
+        for path, name, (identity, camera), box in zip(*columns, strict=True)
     ]

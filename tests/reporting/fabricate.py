@@ -41,6 +41,11 @@ def images(folder: Path, identities: int = 30, each: int = 2) -> list[tuple[str,
     return found
 
 
+def name_of(identity: int) -> str:
+    """What the dataset calls an identity."""
+    return f"shoe-{identity}"
+
+
 def config(stage: str, root: Path, seed: int = 2024, **settings: object):
     """The config of one of configs/emoji's files in a log of one's own; settings as ``SECTION__KEY``."""
     words = {"OUTPUT_DIR.ROOT_PATH": root, "SOLVER.SEED": seed, **SIZES}
@@ -81,6 +86,7 @@ def make_run(
     arrays = {
         "query_paths": np.array([path for path, _ in queries]),
         "query_ids": np.array([identity for _, identity in queries]),
+        "query_names": np.array([name_of(identity) for _, identity in queries]),
         **{f"{p}_{key}": values for p, part in found.items() for key, values in part.items()},
     }
     np.savez_compressed(folder / "per_query.npz", **arrays)
@@ -124,7 +130,7 @@ def fake_lists(queries: list[tuple[str, int]], topk: int = 10):
     from d3still.data import Sample
     from d3still.reporting.lists import Entry, RankedList
 
-    samples = {path: Sample(path, identity, 0) for path, identity in queries}
+    samples = {path: Sample(path, identity, 0, name=name_of(identity)) for path, identity in queries}
 
     def lists_of(run, paths):
         found = {}

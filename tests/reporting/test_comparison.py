@@ -185,6 +185,18 @@ def test_names_below_the_common_folder():
     assert relative_names(["x.jpg", "b/y.jpg"]) == ["x.jpg", "b/y.jpg"]
 
 
+def test_identities_of_older_runs_are_called_by_their_numbers(own_log):
+    for run in (own_log / f"emoji/{name}/seed2024" for name in ("rop", "acd_rop")):
+        assert set(own_pairs(own_log).names) == {f"shoe-{i}" for i in range(30)}
+        arrays = dict(np.load(run / "per_query.npz"))
+        np.savez(run / "per_query.npz", **{name: array for name, array in arrays.items() if name != "query_names"})
+    assert set(own_pairs(own_log).names) == {str(i) for i in range(30)}
+
+
+def own_pairs(log):
+    return paired_differences(*(read_run(log / f"emoji/{name}/seed2024") for name in ("acd_rop", "rop")), "AIR", "mAP")
+
+
 def test_queries_without_a_match_count_for_neither(own_log):
     for name in ("rop", "acd_rop"):
         path = own_log / f"emoji/{name}/seed2024/per_query.npz"

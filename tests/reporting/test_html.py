@@ -96,7 +96,7 @@ def test_every_query_is_a_point_with_its_text(page, comparison, queries):
     path, identity = queries[11]
     old, new = ([r[s].run.per_query["AIR_ap"][11] * 100 for s in (2024, 2025)] for r in results)
     (label,) = [label for label in points if label.startswith(path.rpartition("/")[2])]
-    assert f"identity {identity}: AP {np.mean(old):.1f} % → {np.mean(new):.1f} %" in label
+    assert f"identity shoe-{identity}: AP {np.mean(old):.1f} % → {np.mean(new):.1f} %" in label
 
 
 def test_cmc_raho_losses_and_settings_are_there(page, comparison):
@@ -129,7 +129,9 @@ def test_most_changed_queries_come_with_both_lists(page, comparison, queries):
     gains -= np.mean([r[s].run.per_query["AIR_ap"] for s in (2024, 2025) for r in results[:1]], axis=0)
     assert len(cards) == 3 + min(3, int((gains < 0).sum()))
     best = queries[int(np.argmax(gains))][0].rpartition("/")[2]
-    assert f"query {best}" in [values.get("alt") for name, values in parsed.tags if name == "img"]
+    shown = [values["alt"] for name, values in parsed.tags if name == "img"]
+    assert f"query {best}" in shown and f"identity shoe-{int(best[:4])}, 32×32 pixels" in text
+    assert all(re.search(r"identity shoe-\d+, ", alt) for alt in shown if alt.startswith("rank"))
     assert text.index("Most improved queries") < text.index(best)
     lists = [values for name, values in parsed.tags if name == "ol"]
     assert len(lists) == 2 * len(cards)

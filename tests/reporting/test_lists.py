@@ -151,8 +151,8 @@ def run(queries, tmp_path):
 def of_run(run, queries):
     """What a run's networks might say of its queries."""
     rng = np.random.default_rng(1)
-    query = [Sample(path, identity, 0) for path, identity in queries]
-    gallery = [Sample(path.replace("0.png", "1.png"), identity, 1, (0, 0, 9, 9)) for path, identity in queries[::2]]
+    query = [Sample(path, identity, 0, name=f"shoe-{identity}") for path, identity in queries]
+    gallery = [Sample(path.replace("0.png", "1.png"), i, 1, (0, 0, 9, 9), f"shoe-{i}") for path, i in queries[::2]]
     feats = (torch.from_numpy(rng.normal(size=(len(side), 8)).astype(np.float32)) for side in (query, gallery))
     return Embedded(query, gallery, *feats, (32, 32))
 
@@ -180,6 +180,8 @@ def test_lists_are_made_once_and_kept(run, queries):
     direct = rank(of_run(run, queries), "cosine", True, stored.TOPK)
     for path, place in zip(paths, (7, 3), strict=True):
         assert first[path] == again[path] == direct.of(place)
+        assert again[path].query.name == f"shoe-{queries[place][1]}"
+        assert all(entry.sample.name == f"shoe-{entry.sample.identity}" for entry in again[path].entries)
 
 
 def test_a_run_trained_again_has_new_lists(run, queries):

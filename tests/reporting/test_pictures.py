@@ -10,6 +10,7 @@ from d3still.data import Sample, read_image
 from d3still.data.transforms import resize
 from d3still.errors import UserError
 from d3still.evaluation import evaluate_ranking
+from d3still.reporting import pictures
 from d3still.reporting.lists import Entry, RankedList
 from d3still.reporting.pictures import (
     BORDER,
@@ -111,6 +112,14 @@ def test_an_evaluation_can_show_its_worst_queries(files):
     result = evaluate_ranking(np.eye(2)[[0, 0]], np.eye(2), *labels, topk=2)
     assert result.ap.tolist() == [1.0, 0.5]
     assert frames(worst_queries_picture(query, gallery, result, (16, 8), count=1)) == ["miss", "hit"]
+
+
+def test_identities_are_called_what_the_user_calls_them(files, monkeypatch):
+    written = []
+    monkeypatch.setattr(pictures, "_text", lambda draw, corner, text, *_, **__: written.append(text))
+    query, gallery = Sample(files["query"], 8, 0, name="shoe-17"), Sample(files["wide"], 9, 1, name="boot-3")
+    ranked_list_picture([RankedList(query, 0.5, (Entry(gallery, 0.9, False, 1),))], (16, 8))
+    assert "query.png: identity shoe-17, camera 0, AP 50.00 %" in written and "id boot-3, cam 1" in written
 
 
 def test_what_cannot_be_read_leaves_an_empty_frame(files, tmp_path, caplog):

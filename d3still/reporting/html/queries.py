@@ -57,7 +57,7 @@ def _card(pairs: Pairs, i: int, sides: Sequence[Side], size: tuple[int, int], al
         tag(
             "div",
             tag("p", tag("strong", name)),
-            tag("p", f"identity {pairs.identities[i]}, {size[0]}×{size[1]} pixels; {change}", class_="faint"),
+            tag("p", f"identity {pairs.names[i]}, {size[0]}×{size[1]} pixels; {change}", class_="faint"),
         ),
     )
     columns = [_ranks(side.name, side.lists[path], album) for side in sides]
@@ -71,6 +71,6 @@ def _ranks(name: str, ranked: RankedList, album: Album) -> Safe:
 
 def _entry(entry: Entry, album: Album) -> Safe:
     kind, sign = ("hit", "✓") if entry.hit else ("miss", "✗")
-    alt = f"rank {entry.rank}, {kind}, identity {entry.sample.identity}, {file_name(entry.sample.path)}"
+    alt = f"rank {entry.rank}, {kind}, identity {entry.sample.name}, {file_name(entry.sample.path)}"
     image = album.gallery(entry.sample, alt)
     return tag("li", image, tag("b", f"{entry.rank} {sign}"), f" {entry.score:.3f}", class_=kind, title=alt)

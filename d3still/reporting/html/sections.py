@@ -61,7 +61,7 @@ def ap_scatter(pairs: Pairs | None) -> Safe:
         Dot(
             float(pairs.before[i]),
             float(pairs.after[i]),
-            f"{file_name(pairs.paths[i])}, identity {pairs.identities[i]}: AP {pairs.before[i]:.1f} % → "
+            f"{file_name(pairs.paths[i])}, identity {pairs.names[i]}: AP {pairs.before[i]:.1f} % → "
             f"{pairs.after[i]:.1f} % ({signed(float(pairs.values[i]))})",
         )
         for i in shown
