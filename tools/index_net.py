@@ -3,6 +3,8 @@
   python tools/index_net.py build  --weights log/…/last.pth [--images DIR|CSV] --out gallery.index
   python tools/index_net.py search --weights log/…/last.pth --index gallery.index [--html page.html] IMAGE…
   python tools/index_net.py add    --weights log/…/last.pth --index gallery.index --images DIR|CSV
+  python tools/index_net.py remove --index gallery.index [--path FILE …] [--identity NAME …]
+  python tools/index_net.py sync   --weights log/…/last.pth --index gallery.index DIR
   python tools/index_net.py info   --index gallery.index
 """
 
@@ -17,6 +19,7 @@ import _bootstrap
 
 from d3still.config import load_config
 from d3still.deploy import KINDS, Embedder, GalleryIndex, IndexBuilder, IndexOptions, Ranks, torchrun_ranks, write_page
+from d3still.deploy.build import remove_images
 from d3still.deploy.index_file import read_header
 from d3still.deploy.listing import run_gallery, shown
 from d3still.engine.events import logging_to
@@ -31,15 +34,19 @@ def parse() -> argparse.Namespace:
     search = commands.add_parser("search", help="the best gallery images for each query image")
     add = commands.add_parser("add", help="append images that the index does not hold yet")
     info = commands.add_parser("info", help="what an index says about itself")
-    for command, part in ((build, "gallery"), (add, "gallery"), (search, None)):
+    remove = commands.add_parser("remove", help="take images out")
+    sync = commands.add_parser("sync", help="hold what a folder now holds: add new images, embed changed ones again")
+    for command, part in ((build, "gallery"), (add, "gallery"), (sync, "gallery"), (search, None)):
         command.add_argument("--weights", required=True, help="a run's last.pth, an export, or a published file")
         command.add_argument("--part", choices=("query", "gallery"), default=part, help="which of its networks")
         command.add_argument("--config-file", "--cfg", help="the YAML file of published weights")
         command.add_argument("--batch-size", type=int, default=64)
-    for command, name in ((build, "--out"), (add, "--index"), (search, "--index"), (info, "--index")):
+    for command in (build, add, search, info, remove, sync):
+        name = "--out" if command is build else "--index"
         command.add_argument(name, dest="index", required=True, type=Path, help="the index file")
     for command in (build, add):
         command.add_argument("--images", help="a folder, or a CSV file with a column path; left out: the run's gallery")
+    for command in (build, add, sync):
         command.add_argument("--workers", type=int, default=0, help="processes that read images; 0 = a thread")
         command.add_argument("--save-every", type=int, default=1024, help="images between two savings")
     build.add_argument("--kind", choices=KINDS, default="exact")
@@ -48,6 +55,9 @@ def parse() -> argparse.Namespace:
     build.add_argument("--queries", help="images that the gallery lacks, to measure recall with: a folder or CSV")
     build.add_argument("--query-weights", help="the query network that embeds them; left out: that of --weights")
     build.add_argument("--overwrite", action="store_true", help="replace another index, once the new one is complete")
+    remove.add_argument("--path", nargs="+", default=[], metavar="FILE", help="image files")
+    remove.add_argument("--identity", nargs="+", default=[], metavar="NAME", help="identities, with all their images")
+    sync.add_argument("folder", metavar="DIR")
     search.add_argument("--topk", type=int, default=10)
     search.add_argument("--html", type=Path, help="also write the answers as a page")
     search.add_argument("images", nargs="+", metavar="IMAGE")
@@ -81,12 +91,19 @@ def main() -> None:
     if args.command == "info":
         print(json.dumps(read_header(args.index), indent=1))
         return
+    if args.command == "remove":
+        with logging_to(None):
+            remove_images(args.index, args.path, args.identity)
+        return
     with torchrun_ranks() as ranks, logging_to(None, quiet=not ranks.is_main):
         network = embedder(args, ranks, args.weights, args.part)
         if args.command == "search":
             search(args, network)
             return
         builder = IndexBuilder(network, args.index, args.workers, args.save_every, ranks)
+        if args.command == "sync":
+            builder.sync(args.folder)
+            return
         images = args.images or run_gallery(network.description)
         if args.command == "add":
             builder.add(images)

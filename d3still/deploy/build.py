@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from d3still.deploy.extras import require
 from d3still.deploy.index import GalleryIndex, header_of
 from d3still.deploy.index_file import read_header, write_faiss
 from d3still.deploy.kinds import IndexOptions, add, new_index, train
-from d3still.deploy.listing import GalleryImage, list_images
+from d3still.deploy.listing import GalleryImage, absolute, list_images, stamps_of
 from d3still.deploy.ranks import Ranks
 from d3still.deploy.recall import held_out, recall_queries
 from d3still.deploy.store import PART, TRAINED, FeatureStore, Key, keyed
@@ -63,7 +63,7 @@ class IndexBuilder:
             raise UserError(f"features are to be saved every {save_every} images; it must be at least 1")
         self.embedder, self.out = embedder, Path(out).expanduser()
         self.num_workers, self.save_every, self.ranks = num_workers, save_every, ranks or Ranks()
-        self.store = FeatureStore(self.out.with_name(f"{self.out.name}.building"))
+        self.store = FeatureStore.beside(self.out)
 
     def build(
         self,
@@ -102,7 +102,7 @@ class IndexBuilder:
                 gallery = [image for image, _ in readable]
                 unreadable = self.store.unreadable(listed)
                 header = header_of(self.embedder.description, options, unreadable, _digest(listed))
-                whole = GalleryIndex(index, gallery, header)
+                whole = GalleryIndex(index, gallery, header, stamps=[key[2:] for _, key in readable])
                 if asked is not None:
                     found = recall_queries(self.embedder, gallery, asked, query_network)
                     whole.measure(lambda: self.store.blocks(readable), options, found)
@@ -120,20 +120,57 @@ class IndexBuilder:
             UserError: the index is of another network, or none of the new images can be read. The index is
                 then as it was.
         """
-        added = 0
+        return self._change(lambda index: (index.missing(list_images(images)), []))[0]
+
+    def sync(self, folder: str | Path) -> tuple[int, int]:
+        """Make the index hold what a folder now holds: new images are added, changed ones embedded again under a
+        new id, vanished ones removed. Images from elsewhere stay.
+
+        Returns:
+            The numbers of images embedded and removed.
+
+        Raises:
+            UserError: the index is of another network, or the folder holds no image.
+        """
+
+        def plan(index: GalleryIndex) -> tuple[list[GalleryImage], list[int]]:
+            top = Path(absolute(folder))
+            if not top.is_dir():
+                raise UserError(f"{top}: is no folder; sync takes the folder of a gallery's images")
+            held = [
+                (image, stamp, id)
+                for image, stamp, id in zip(index.images, index.stamps, index.ids.tolist(), strict=True)
+                if Path(image.path).is_relative_to(top)
+            ]
+            listed = list_images(top)
+            present, known = {image.path for image in listed}, {image.path for image, _, _ in held}
+            now = stamps_of(image for image, _, _ in held)
+            changed = [(image, id) for image, stamp, id in held if image.path in present and now[image] != stamp]
+            gone = [id for image, _, id in held if image.path not in present]
+            new = [image for image in listed if image.path not in known]
+            return [*new, *(image for image, _ in changed)], [*gone, *(id for _, id in changed)]
+
+        return self._change(plan)
+
+    def _change(self, plan: Callable[[GalleryIndex], tuple[list[GalleryImage], list[int]]]) -> tuple[int, int]:
+        """Embed the images that ``plan`` names and take out the ids that it names, in one step of the file."""
         with self._alone():
             index = GalleryIndex.load(self.out) if self.ranks.is_main else None
-            listed = self.ranks.from_main(lambda: self._plan_addition(index, images))
-            if listed:
-                self._embed(listed)
-                readable = self._readable(listed)
-                added = len(readable)
-                if index is not None:
-                    unreadable = self.store.unreadable(listed)
-                    index.append([image for image, _ in readable], lambda: self.store.blocks(readable), unreadable)
-                    self._finish(index)
+            todo = self.ranks.from_main(lambda: self._plan_change(index, plan))
+            if todo is None:
+                return 0, 0
+            listed, gone = todo
+            self._embed(listed)
+            readable = self.store.readable(listed)
+            if not readable and not gone:
+                self._readable(listed)  # says why
+            if index is not None:
+                index.remove(gone)
+                images, stamps = [image for image, _ in readable], [key[2:] for _, key in readable]
+                index.append(images, lambda: self.store.blocks(readable), self.store.unreadable(listed), stamps)
+                self._finish(index)
             self.ranks.wait()
-        return added
+        return len(readable), len(gone)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -169,20 +206,22 @@ class IndexBuilder:
         self.store.begin(description.embedding(), restart=overwrite)
         return listed, asked
 
-    def _plan_addition(self, index: GalleryIndex | None, images: str | Path | Iterable[Any]) -> Listed:
+    def _plan_change(
+        self, index: GalleryIndex | None, plan: Callable[[GalleryIndex], tuple[list[GalleryImage], list[int]]]
+    ) -> tuple[Listed, list[int]] | None:
         assert index is not None  # on the main rank
         description = self.embedder.description
         try:
             index.require_same_network(description)
         except UserError as error:
             raise UserError(f"{self.out}: {error}") from error
-        listed = keyed(index.missing(list_images(images)))
-        if listed:
-            self.store.begin(description.embedding())
-        else:
+        images, gone = plan(index)
+        if not images and not gone:
             logger.info("%s holds all these images already; nothing to do", self.out)
-            self.store.remove(self.embedder.description.embedding())
-        return listed
+            self.store.remove(description.embedding())
+            return None
+        self.store.begin(description.embedding())
+        return keyed(images), gone
 
     def _is_complete(self, listed: Listed, options: IndexOptions) -> bool:
         header = read_header(self.out)
@@ -340,3 +379,23 @@ def _digest(listed: Listed) -> str:
     for image, key in listed:
         digest.update(json.dumps([*key, image.identity, image.camera]).encode())
     return digest.hexdigest()
+
+
+def remove_images(path: Path, paths: Iterable[str | Path] = (), identities: Iterable[str] = ()) -> int:
+    """Take all images of these files and of these identities out of an index file.
+
+    Returns:
+        The number of images removed.
+
+    Raises:
+        UserError: the index holds no such image, or a build is at work on it; it is then as it was.
+    """
+    paths, identities = list(paths), list(identities)
+    if not paths and not identities:
+        raise UserError("nothing is named that is to be removed; give --path or --identity")
+    with FeatureStore.beside(path).alone():
+        index = GalleryIndex.load(path)
+        removed = index.remove(index.ids_of(paths, identities))
+        index.save(path)
+    logger.info("%s: %d images removed, %d left", path, len(removed), len(index))
+    return len(removed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from d3still.deploy.description import SHORT, Description
 from d3still.deploy.embedder import Embedder, embed_images, finite
 from d3still.deploy.index_file import load_index_file, save_index_file
 from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, remove, train
-from d3still.deploy.listing import Box, GalleryImage, list_images
+from d3still.deploy.listing import UNKNOWN, Box, GalleryImage, Stamp, absolute, list_images, stamps_of
 from d3still.deploy.recall import Queries, held_out, recall_queries, tune
 from d3still.errors import UserError
 
@@ -51,6 +52,7 @@ class GalleryIndex:
         header: what `header_of` made.
         ids: the images' ids, ascending; counted from 0 by default.
         next_id: the id of the next image to be added; the one after the last by default.
+        stamps: size and time of change of each image's file when it was embedded; unknown by default.
     """
 
     def __init__(
@@ -60,12 +62,16 @@ class GalleryIndex:
         header: dict[str, Any],
         ids: Sequence[int] | None = None,
         next_id: int | None = None,
+        stamps: Sequence[Stamp] | None = None,
     ) -> None:
         if index.ntotal != len(images):
             raise UserError(f"the index holds {index.ntotal} features of {len(images)} images; build it again")
         self.index, self.images, self.header = index, images, header
         self.ids = np.arange(len(images)) if ids is None else np.array(ids, np.int64)
         self.next_id = int(self.ids.max(initial=-1)) + 1 if next_id is None else next_id
+        self.stamps = [UNKNOWN] * len(images) if stamps is None else [tuple(stamp) for stamp in stamps]
+        if len(self.stamps) != len(images):
+            raise UserError("the list of its images is damaged; build it again")
         if len(self.ids) != len(images) or (np.diff(self.ids, append=self.next_id) < 1).any():
             raise UserError("the ids of its images are not ascending; build it again")
 
@@ -93,11 +99,13 @@ class GalleryIndex:
         """
         options, listed = options or IndexOptions(), list_images(images)
         asked = None if options.kind == "exact" else held_out(embedder, listed, queries)
+        stamps = stamps_of(listed)
         kept, features, unreadable = _embedded(embedder, listed)
         index = new_index(options, embedder.description.feature_width, len(kept))
         train(index, lambda: iter(features), len(kept))
         add(index, lambda: iter(features))
-        found = cls(index, kept, header_of(embedder.description, options, unreadable))
+        header = header_of(embedder.description, options, unreadable)
+        found = cls(index, kept, header, stamps=[stamps[image] for image in kept])
         if asked is not None:
             found.measure(lambda: iter(features), options, recall_queries(embedder, kept, asked, query_network))
         return found
@@ -114,7 +122,8 @@ class GalleryIndex:
         try:
             boxes = (None if box is None else tuple(box) for box in columns["boxes"])
             rows = zip(columns["paths"], columns["identities"], boxes, columns["cameras"], strict=True)
-            return cls(index, [GalleryImage(*row) for row in rows], header, columns["ids"], columns["next_id"])
+            images = [GalleryImage(*row) for row in rows]
+            return cls(index, images, header, columns["ids"], columns["next_id"], columns["stamps"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: its list of images is damaged; build it again (build --overwrite)") from error
         except UserError as error:
@@ -133,6 +142,7 @@ class GalleryIndex:
             "identities": [image.identity for image in self.images],
             "boxes": [image.box for image in self.images],
             "cameras": [image.camera for image in self.images],
+            "stamps": self.stamps,
         }
         save_index_file(Path(path).expanduser(), self.header, columns, self.index)
 
@@ -149,8 +159,9 @@ class GalleryIndex:
         new = self.missing(list_images(images))
         if not new:
             return []
+        stamps = stamps_of(new)
         kept, features, unreadable = _embedded(embedder, new)
-        self.append(kept, lambda: iter(features), unreadable)
+        self.append(kept, lambda: iter(features), unreadable, [stamps[image] for image in kept])
         return kept
 
     def missing(self, images: list[GalleryImage]) -> list[GalleryImage]:
@@ -158,10 +169,17 @@ class GalleryIndex:
         held = {(image.path, image.box) for image in self.images}
         return [image for image in images if (image.path, image.box) not in held]
 
-    def append(self, images: list[GalleryImage], blocks: Blocks, unreadable: dict[str, str]) -> None:
+    def append(
+        self,
+        images: list[GalleryImage],
+        blocks: Blocks,
+        unreadable: dict[str, str],
+        stamps: Sequence[Stamp] | None = None,
+    ) -> None:
         """Append features that ``blocks`` gives, of these images, from this index's own network."""
         add(self.index, blocks)
         self.images.extend(images)
+        self.stamps += [UNKNOWN] * len(images) if stamps is None else stamps
         self.ids = np.append(self.ids, np.arange(self.next_id, self.next_id + len(images)))
         self.next_id += len(images)
         added = {image.path for image in images}
@@ -186,10 +204,32 @@ class GalleryIndex:
         removed = [self.images[row] for row in rows]
         if removed:
             self.index = remove(self.index, rows)
-            self.images = [self.images[row] for row in np.delete(np.arange(len(self.images)), rows)]
+            kept = np.delete(np.arange(len(self.images)), rows)
+            self.images, self.stamps = [self.images[row] for row in kept], [self.stamps[row] for row in kept]
             self.ids = np.delete(self.ids, rows)
             self.header["source"] = None
         return removed
+
+    def ids_of(self, paths: Iterable[str | Path] = (), identities: Iterable[str] = ()) -> list[int]:
+        """The ids of all images of these files and of these identities.
+
+        Raises:
+            UserError: the index holds no such image.
+        """
+        by_path, by_identity = defaultdict(list), defaultdict(list)
+        for id, image in zip(self.ids.tolist(), self.images, strict=True):
+            by_path[image.path].append(id)
+            by_identity[image.identity].append(id)
+        found: set[int] = set()
+        for known, names, kind in (
+            (by_path, map(absolute, paths), "image"),
+            (by_identity, identities, "image of the identity"),
+        ):
+            for name in names:
+                if name not in known:
+                    raise UserError(f"the index holds no {kind} {name}; nothing was removed")
+                found.update(known[name])
+        return sorted(found)
 
     def measure(self, blocks: Blocks, options: IndexOptions, queries: Queries | None) -> None:
         """Choose the effort of a search and put the recall that it reaches into the header."""

@@ -19,6 +19,9 @@ from d3still.text import visible
 GALLERY_SPLITS = ("gallery", "test")  # rows of a table with a column split that belong to the gallery
 
 Box = tuple[int, int, int, int]
+Stamp = tuple[int, int]
+"""Size in bytes and time of change in nanoseconds of a file."""
+UNKNOWN: Stamp = (-1, -1)
 
 
 class GalleryImage(NamedTuple):
@@ -49,7 +52,7 @@ def list_images(images: str | Path | Iterable[Any]) -> list[GalleryImage]:
         UserError: nothing is there, the table is not one, or an image is listed twice.
     """
     if isinstance(images, str | Path):
-        listed = _of_path(Path(_absolute(images)))
+        listed = _of_path(Path(absolute(images)))
     else:
         listed = [_of_item(item) for item in images]
         if not listed:
@@ -121,21 +124,35 @@ def _of_table(source: Path) -> Iterator[GalleryImage]:
             path, identity, camera = ((row.get(name) or "").strip() for name in ("path", "identity", "camera"))
             if not path:
                 raise UserError(f"{source} line {reader.line_num}: the path is blank")
-            yield GalleryImage(_absolute(source.parent / path), identity or None, None, camera or None)
+            yield GalleryImage(absolute(source.parent / path), identity or None, None, camera or None)
     except csv.Error as error:
         raise UserError(f"{source} line {reader.line_num}: {error}") from error
 
 
 def _of_item(item: Any) -> GalleryImage:
     if isinstance(item, GalleryImage):
-        return item._replace(path=_absolute(item.path))
+        return item._replace(path=absolute(item.path))
     if isinstance(item, Sample):
         junk = item.identity == JUNK_IDENTITY
-        return GalleryImage(_absolute(item.path), None if junk else item.name, item.box, str(item.camera))
+        return GalleryImage(absolute(item.path), None if junk else item.name, item.box, str(item.camera))
     if isinstance(item, str | Path):
-        return GalleryImage(_absolute(item))
+        return GalleryImage(absolute(item))
     raise UserError(f"a gallery is made of image files, not of {type(item).__name__}")
 
 
-def _absolute(path: str | Path) -> str:
+def stamps_of(images: Iterable[GalleryImage]) -> dict[GalleryImage, Stamp]:
+    """Each image with the size and time of change of its file, `UNKNOWN` where that is missing."""
+    return {image: _stamp(image.path) for image in images}
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        status = os.stat(path)  # noqa: PTH116  (a million of them)
+    except OSError:
+        return UNKNOWN
+    return status.st_size, status.st_mtime_ns
+
+
+def absolute(path: str | Path) -> str:
+    """A path from the root on; links stay as they are."""
     return os.path.abspath(Path(path).expanduser())  # noqa: PTH100  (resolve() would follow links)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from d3still.deploy.description import SHORT
-from d3still.deploy.listing import Box, GalleryImage
+from d3still.deploy.listing import Box, GalleryImage, stamps_of
 from d3still.errors import UserError
 from d3still.files import write_atomically, write_text
 from d3still.locks import LOCK, OWNER, locked
@@ -52,6 +51,11 @@ class FeatureStore:
         self._places: dict[Key, tuple[str, int]] = {}  # → chunk and row
         self._unreadable: dict[Key, str] = {}
         self._opened: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def beside(cls, index: Path) -> FeatureStore:
+        """That of an index file."""
+        return cls(index.with_name(f"{index.name}.building"))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -191,16 +195,8 @@ def _may_precede_a_plan(path: Path) -> bool:
 
 
 def keyed(images: Sequence[GalleryImage]) -> list[tuple[GalleryImage, Key]]:
-    """Each image with its key; a missing file has size and time −1."""
-    return [(image, (image.path, image.box, *_stamp(image.path))) for image in images]
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)  # noqa: PTH116  (a million of them)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
+    """Each image with its key."""
+    return [(image, (image.path, image.box, *stamp)) for image, stamp in stamps_of(images).items()]
 
 
 def _key(values: list[Any]) -> Key:

@@ -14,6 +14,7 @@ from PIL import Image
 from d3still.deploy import Embedder, GalleryIndex, IndexBuilder, IndexOptions
 from d3still.deploy import build as build_module
 from d3still.deploy import store as store_module
+from d3still.deploy.build import remove_images
 from d3still.deploy.index_file import read_header
 from d3still.deploy.listing import list_images
 from d3still.errors import UserError
@@ -275,6 +276,60 @@ def test_adding_in_a_file(gallery, query_of, pictures, tmp_path):
     assert out.read_bytes() == before
     with pytest.raises(UserError, match=r"missing\.index: no such gallery index"):
         builder(gallery, tmp_path / "missing.index").add(pictures)
+
+
+def test_sync_follows_a_folder(gallery, tmp_path, monkeypatch):
+    """New, changed and vanished images; a kill before the file is written changes nothing, and the rest goes on."""
+    folder, out = tmp_path / "pictures", tmp_path / "g.index"
+    paths = save_pictures(folder, 20)
+    elsewhere = save_pictures(tmp_path / "elsewhere", 2, first=50)
+    builder(gallery, out).build([*paths, *elsewhere])
+    assert builder(gallery, out).sync(folder) == (0, 0)
+    before = out.read_bytes()
+    for changed in paths[2:4]:
+        Image.fromarray(picture(90 + int(changed.stem))).save(changed)
+        os.utime(changed, ns=(1, 1))  # a coarse clock must not hide the change
+    paths[5].unlink()
+    elsewhere[0].unlink()
+    save_pictures(folder, 1, first=30)
+    with monkeypatch.context() as patch:
+        KillAtWrite(patch, 4, "during")
+        with pytest.raises(Killed):
+            builder(gallery, out).sync(folder)
+    assert out.read_bytes() == before
+    assert builder(gallery, out).sync(folder) == (3, 3)
+    found = GalleryIndex.load(out)
+    ids = dict(zip((image.path for image in found.images), found.ids.tolist(), strict=True))
+    assert sorted(ids) == sorted(map(str, [*folder.iterdir(), *elsewhere])), "what lies elsewhere stays"
+    assert [ids[str(path)] for path in (paths[0], paths[4], elsewhere[0])] == [0, 4, 20]
+    assert sorted(ids[str(path)] for path in (paths[2], paths[3], folder / "0030.png")) == [22, 23, 24]
+    for path in (paths[2], folder / "0030.png", paths[19]):
+        best = found.search(gallery, path, topk=1)[0]
+        assert best.path == str(path) and best.score == pytest.approx(1, abs=1e-5) and best.id == ids[str(path)]
+    assert builder(gallery, out).sync(folder) == (0, 0)
+    with pytest.raises(UserError, match="is no folder; sync takes the folder"):
+        builder(gallery, out).sync(paths[0])
+
+
+def test_removing_by_path_and_identity(gallery, tmp_path):
+    paths = save_pictures(tmp_path / "p", 5)
+    table, out = tmp_path / "p/t.csv", tmp_path / "g.index"
+    table.write_text("path,identity\n" + "".join(f"{path.name},{'ab'[n % 2]}\n" for n, path in enumerate(paths)))
+    builder(gallery, out).build(table)
+    before = out.read_bytes()
+    for arguments, message in [
+        (([paths[0], tmp_path / "no.png"], []), "no image .*no.png; nothing was removed"),
+        (([], ["c"]), "no image of the identity c; nothing was removed"),
+        (([], []), "give --path or --identity"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            remove_images(out, *arguments)
+    assert out.read_bytes() == before
+    assert remove_images(out, [paths[0]], ["b"]) == 3
+    assert GalleryIndex.load(out).ids.tolist() == [2, 4]
+    assert builder(gallery, out).add(table) == 3
+    assert GalleryIndex.load(out).ids.tolist() == [2, 4, 5, 6, 7], "no id is given again"
+    assert leftovers(tmp_path) == ["g.index", "p"]
 
 
 @pytest.fixture(scope="module")
