@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IDENTITIES, IMAGES, CAMERAS = 6, 6, 3
@@ -84,6 +86,32 @@ def stage_settings(stage: str, log: Path) -> dict[str, object]:
     if stage.startswith("acd_"):
         chain["DISTILLER.STUDENT_PRETRAIN_PATH"] = str(log / f"VeRi776/{stage[4:]}/seed2024/last.pth")
     return chain
+
+
+def read_events(path: Path) -> list[Event]:
+    """An event file's events: each record is its length (8 bytes), a checksum (4), the event, a checksum (4)."""
+    data, start, events = path.read_bytes(), 0, []
+    while start < len(data):
+        (length,) = struct.unpack_from("<Q", data, start)
+        events.append(Event.FromString(data[start + 12 : start + 12 + length]))
+        start += 12 + length + 4
+    return events
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each TensorBoard curve of a run as TensorBoard shows it, the runs' starts taken in order.
+
+    A start at step N makes it forget what it had from N on (tensorboard's `EventAccumulator`).
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted((folder / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        for event in read_events(path):
+            if event.session_log.status == SessionLog.START:
+                found = {tag: [p for p in points if p[0] < event.step] for tag, points in found.items()}
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
 
 
 def tool(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from d3still.errors import UserError
+from d3still.losses.full_precision import full_precision
 from d3still.losses.global_batch import global_batch
-from d3still.losses.precision import full_precision
 from d3still.losses.triplet import triplet_loss
 from d3still.modeling import ModelOutput
 
@@ -52,19 +51,6 @@ class Pair:
     low: Tensor
     high: Tensor
     labels: Tensor
-
-
-class LearnerPass(nn.Module):
-    """The learning network's two forward passes of a step, in one call that can be wrapped for several ranks."""
-
-    def __init__(self, network: nn.Module, extra: nn.Module) -> None:
-        super().__init__()
-        self.network, self.extra = network, extra
-
-    def forward(self, images: Tensor, pair_images: Tensor | None) -> tuple[ModelOutput, ModelOutput | None]:
-        """Outputs on the identity-balanced images and on the pair's view, each with its own batch statistics."""
-        output = self.network(images)
-        return output, None if pair_images is None else self.network(pair_images)
 
 
 class Distiller(nn.Module):
@@ -129,13 +115,11 @@ class Distiller(nn.Module):
         return self
 
     def freeze(self) -> None:
-        """Fix the side that does not learn and prepare the pass of the side that does. Call once when built."""
+        """Fix the side that does not learn. Call once when built."""
         self.learner_network.requires_grad_(True)
         self.extra.requires_grad_(self.learner == "query")
         if self.frozen_network is not None:
             self.frozen_network.requires_grad_(False)
-        # in a list, so that it is no submodule and adds no second set of keys
-        self._learner_pass = [LearnerPass(self.learner_network, self.extra)]
         self.train(self.training)
 
     @property
@@ -147,10 +131,6 @@ class Distiller(nn.Module):
     def frozen_network(self) -> nn.Module | None:
         """The other network; None in stage 0."""
         return self.gallery if self.learner == "query" else self.query
-
-    def wrap_learner(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        """Replace what runs the learner, and only it, by a wrapped form such as DistributedDataParallel."""
-        self._learner_pass = [wrap(self._learner_pass[0])]
 
     def learnable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of all that is trained: the learner's by their own names, then ``extra.*``."""
@@ -184,7 +164,8 @@ class Distiller(nn.Module):
         """
         learner_on_low = self.learner == "query"
         view = None if pair is None else (pair.low if learner_on_low else pair.high)
-        output, learned = self._learner_pass[0](images, view)
+        output = self.learner_network(images)
+        learned = None if view is None else self.learner_network(view)  # with batch statistics of its own
         losses = self.supervised(output, labels)
         if pair is not None:
             with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -96,6 +96,29 @@ def share_buffers(network: nn.Module) -> None:
     if dist.is_initialized():
         for buffer in network.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average gradients over ranks, once the backward pass is done; call on every rank.
+
+    A parameter without gradient on some ranks counts as zero there; without one on all, it keeps none, so that
+    the optimizer leaves it alone as in one process. DistributedDataParallel refuses such parameters, and sends
+    while the backward pass runs: a rank whose memory ends there could not do its step again (`Trainer`).
+    """
+    if not dist.is_initialized():
+        return
+    parameters = list(parameters)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    has_grad = grads[0].new_tensor([p.grad is not None for p in parameters])
+    together = torch.cat([*(grad.flatten() for grad in grads), has_grad])
+    dist.all_reduce(together)
+    together /= dist.get_world_size()
+    *means, has_grad = together.split([*(p.numel() for p in parameters), len(parameters)])
+    for number, (parameter, mean) in enumerate(zip(parameters, means, strict=True)):
+        if parameter.grad is not None:
+            parameter.grad.copy_(mean.view_as(parameter))
+        elif has_grad[number] > 0:
+            parameter.grad = mean.view_as(parameter).clone()
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from d3still.data import ImageError
 from d3still.engine.retrieval import Evaluation
+from d3still.errors import UserError
 from d3still.reporting.pictures import worst_queries_picture
 from d3still.text import VisibleFormatter
 
@@ -28,13 +29,14 @@ EXAMPLES = 8  # pairs shown in TensorBoard
 
 @contextmanager
 def logging_to(path: Path | None, quiet: bool = False) -> Iterator[None]:
-    """Log to the console and, where ``path`` is given, to a file; progress bars stay whole.
+    """Log to the console and, where ``path`` is given, to a file, also the error that ends the run.
 
     ``quiet`` leaves errors only, for ranks whose messages would repeat those of rank 0.
     """
     root = logging.getLogger("d3still")
     root.setLevel(logging.ERROR if quiet else logging.INFO)
     handlers: list[logging.Handler] = []
+    file: logging.Handler | None = None
     if not root.handlers:
         console = logging.StreamHandler(sys.stderr)
         console.setFormatter(VisibleFormatter())
@@ -49,6 +51,12 @@ def logging_to(path: Path | None, quiet: bool = False) -> Iterator[None]:
     try:
         with logging_redirect_tqdm([root]):
             yield
+    except Exception as error:
+        if file is not None:  # the console gets it from whoever catches it
+            known = isinstance(error, UserError)
+            text, trace = (str(error), None) if known else ("stopped by an error", sys.exc_info())
+            file.handle(root.makeRecord(root.name, logging.ERROR, __file__, 0, text, (), trace))
+        raise
     finally:
         for handler in handlers:
             root.removeHandler(handler)
@@ -71,7 +79,15 @@ def progress_bar(total: int, initial: int, description: str, enabled: bool) -> t
 
 
 class Board:
-    """TensorBoard events of a run; does nothing on ranks that write nothing."""
+    """TensorBoard events of a run; does nothing on ranks that write nothing.
+
+    ``train/`` curves count steps over all epochs, the others epochs.
+
+    Args:
+        folder: of the event files; None writes nothing.
+        purge_step: the next step's number: TensorBoard forgets points from there on, which come again. It is
+            above the number of any finished epoch, so none of these is forgotten.
+    """
 
     def __init__(self, folder: Path | None, purge_step: int | None = None) -> None:
         self._writer = None if folder is None else SummaryWriter(str(folder), purge_step=purge_step)

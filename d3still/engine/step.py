@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from d3still.distillers import Distiller, Pair
+from d3still.engine.distributed import average_gradients
 from d3still.engine.precision import Precision
 
 
@@ -35,6 +36,7 @@ def train_step(
         losses, accuracy = distiller(images, labels, pair)
         total = torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
     scaler.scale(total).backward()
+    average_gradients(parameter for _, parameter in distiller.learnable_parameters())
     scaler.step(optimizer)
     scaler.update()
     return {"loss": total, **losses, "accuracy": accuracy}

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from d3still.config import dump_config
@@ -23,6 +22,7 @@ from d3still.engine.retrieval import Evaluation, evaluate
 from d3still.engine.setup import Data
 from d3still.engine.signals import Preempted, StopRequest
 from d3still.engine.step import seed_step, train_step
+from d3still.errors import UserError
 from d3still.runs.checkpoint import load_network_state, network_state, save_checkpoint
 from d3still.runs.folder import RunFolder
 from d3still.solver import Built, build_optimizer, build_schedule, set_learning_rates
@@ -67,7 +67,8 @@ class Trainer:
         self.meter, self.scaler, self.agreement = Meter(), precision.scaler(), Agreement()
         if saved is not None:
             load_network_state(distiller, saved)
-        self._wrap_for_ranks()
+        if ranks.world_size > 1 and cfg.EXPERIMENT.SYNC_BN:
+            self._synchronise_batch_norms()
         self.built = self._build_optimizer(saved)
         self.schedule = build_schedule(cfg)
         if saved is not None:
@@ -80,7 +81,9 @@ class Trainer:
             Preempted: after a SIGTERM or SIGINT, with everything saved.
             UserError: when the loss is no longer finite.
         """
-        self.board = Board(self.folder.tensorboard if self.ranks.is_main else None, purge_step=self.epoch)
+        self.steps_before = sum(map(self.num_steps, range(self.epoch)))
+        next_step = self.steps_before + self.step + 1
+        self.board = Board(self.folder.tensorboard if self.ranks.is_main else None, purge_step=next_step)
         self.board.optimizer_report(self.built.report)
         evaluation = None
         with StopRequest() as self.stop:
@@ -121,6 +124,7 @@ class Trainer:
         elapsed = time.perf_counter() - began
         self.seconds += elapsed
         self._check_losses()
+        self._check_weights()
         record = self._epoch_record(elapsed, data_wait / elapsed, (self.images - former_images) / elapsed)
         record["steps"] = total - first_step
         return self._end_epoch(record)
@@ -169,16 +173,35 @@ class Trainer:
         shown |= {"lr": _range(rates), "img/s": f"{images / elapsed:.0f}", "wait": f"{data_wait / elapsed:.0%}"}
         bar.set_postfix(shown, refresh=False)
         if due:
-            steps_done = self.epoch * self.num_steps(self.epoch) + self.step
-            self.board.scalars({f"train/{name}": value for name, value in values.items()}, steps_done)
+            curves = {f"train/{name}": value for name, value in values.items()}
+            self.board.scalars(curves, self.steps_before + self.step)
 
     def _check_losses(self) -> None:
         """Stop at a loss that is not finite; under a loss scaler such steps are skipped, within reason."""
         if self.scaler.is_enabled() and self.scaler.get_scale() > SCALE_FLOOR:
             return
+        self.meter.check_finite(self.epoch, self._last_good())
+
+    def _check_weights(self) -> None:
+        """Stop at weights or optimizer states that are not finite, before they are evaluated or replace good ones.
+
+        A step with a finite loss may end in an update that leaves the numbers.
+        """
+        named = [*self.distiller.learner_network.state_dict().items(), *self.distiller.extra.state_dict().items()]
+        for slot in self.built.optimizer.state.values():
+            named += [(f"the optimizer's {name}", value) for name, value in slot.items()]
+        named = [(name, value) for name, value in named if isinstance(value, Tensor) and value.is_floating_point()]
+        finite = torch.stack([value.isfinite().all().cpu() for _, value in named]).tolist()
+        bad = [name for (name, _), good in zip(named, finite, strict=True) if not good]
+        if bad:
+            raise UserError(
+                f"{len(bad)} of {len(named)} tensors of weights and optimizer are not finite after step {self.step} "
+                f"of epoch {self.epoch} (the first is {bad[0]}); {self._last_good()}; lower SOLVER.BASE_LR"
+            )
+
+    def _last_good(self) -> str:
         where = self.folder.last
-        last_good = f"the last good checkpoint is {where}" if where.exists() else "no checkpoint was written yet"
-        self.meter.check_finite(self.epoch, last_good)
+        return f"the last good checkpoint is {where}" if where.exists() else "no checkpoint was written yet"
 
     def _save_if_asked(self, began: float) -> None:
         """Save within the epoch when a signal or CHECKPOINT_STEPS asks for it."""
@@ -187,6 +210,7 @@ class Trainer:
         if not number and not (every and self.step % every == 0):
             return
         self._check_losses()
+        self._check_weights()
         self._save(self.folder.last, seconds=self.seconds + time.perf_counter() - began)
         if number:
             logger.info(
@@ -197,6 +221,12 @@ class Trainer:
             )
             self.board.close()
             raise Preempted(number)
+
+    def _synchronise_batch_norms(self) -> None:
+        if self.device.type == "cpu":
+            raise UserError("EXPERIMENT.SYNC_BN needs GPUs: PyTorch has no SyncBatchNorm on CPUs; set it to False")
+        nn.SyncBatchNorm.convert_sync_batchnorm(self.distiller.learner_network)
+        nn.SyncBatchNorm.convert_sync_batchnorm(self.distiller.extra)
 
     def _epoch_record(self, elapsed: float, data_wait: float, speed: float) -> dict[str, Any]:
         rates = sorted(group["lr"] for group in self.built.optimizer.param_groups)
@@ -221,6 +251,7 @@ class Trainer:
         losses = ", ".join(f"{name} {record[name]:.4g}" for name in self.meter.names)
         speed = f"{record['images_per_second']:.0f} images/s, data wait {record['data_wait']:.1%}"
         logger.info("epoch %d/%d: %s; %s", done, self.cfg.SOLVER.MAX_EPOCHS, losses, speed)
+        self.steps_before += self.step
         self.epoch, self.step, self.meter = done, 0, Meter()
         if self.ranks.is_main:
             self.folder.add_epoch(record)
@@ -295,19 +326,6 @@ class Trainer:
         if built.report and report is None:
             logger.info("block importance measured in %.1f s", time.perf_counter() - began)
         return built
-
-    def _wrap_for_ranks(self) -> None:
-        """Put the learner, and only it, into DistributedDataParallel."""
-        if self.ranks.world_size == 1:
-            return
-        devices = [self.device.index] if self.device.type == "cuda" else None
-
-        def wrap(learner: nn.Module) -> nn.Module:
-            if self.cfg.EXPERIMENT.SYNC_BN:
-                learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
-            return DistributedDataParallel(learner, device_ids=devices, gradient_as_bucket_view=True)
-
-        self.distiller.wrap_learner(wrap)
 
 
 def _range(rates: list[float]) -> str:

@@ -1,7 +1,7 @@
 """What several distillers share: precision, similarity matrices, divergence, triplets, the global batch."""
 
 from d3still.losses.divergence import kl_divergence
-from d3still.losses.precision import full_precision
+from d3still.losses.full_precision import full_precision
 from d3still.losses.similarity import cosine_matrix, need_two_images, off_diagonal
 from d3still.losses.triplet import triplet_loss
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from d3still.losses.precision import full_precision
+from d3still.losses.full_precision import full_precision
 
 
 @full_precision

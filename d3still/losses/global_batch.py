@@ -17,8 +17,9 @@ def world_size() -> int:
 def global_batch(tensor: Tensor) -> Tensor:
     """Concatenate a (B, …) tensor over ranks, in rank order, with gradient: (world · B, …).
 
-    Every rank must then compute the same loss from the result. Under DistributedDataParallel, which averages
-    gradients over ranks, the parameters then receive the gradient of that one loss on the whole batch.
+    Every rank must then compute the same loss from the result. When gradients are averaged over ranks, as
+    `d3still.engine.distributed.average_gradients` and DistributedDataParallel do, the parameters receive the
+    gradient of that one loss on the whole batch.
     """
     return tensor if world_size() == 1 else _Gather.apply(tensor)
 
@@ -50,5 +51,5 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # times the number of ranks, because DistributedDataParallel will divide by it
+        # times the number of ranks, because averaging over ranks will divide by it
         return local_part(gradient) * world_size()

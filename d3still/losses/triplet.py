@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d3still.errors import UserError
-from d3still.losses.precision import full_precision
+from d3still.losses.full_precision import full_precision
 from d3still.losses.similarity import SQUARED_DISTANCE_FLOOR, squared_distance_matrix
 
 METHODS = ("batch_hard", "batch_soft", "batch_sample")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from d3still.losses.full_precision import without_autocast
 
 
 @contextmanager
@@ -18,12 +20,7 @@ def exact_inference(*networks: nn.Module) -> Iterator[None]:
     PyTorch allows to convolutions by itself, keeps 10 bits of float32's 23.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
-    devices = {parameter.device.type for network in networks for parameter in network.parameters()}
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_without_tf32())
-        for device in sorted(devices | {"cpu"}):
-            stack.enter_context(torch.autocast(device, enabled=False))
+    with torch.no_grad(), without_autocast(), _without_tf32():
         try:
             for network in networks:
                 network.eval()

@@ -18,7 +18,7 @@ from d3still.errors import UserError
 from d3still.files import write_atomically
 from d3still.runs.checkpoint import load_checkpoint, save_checkpoint
 from d3still.runs.folder import config_differences
-from tests.tiny import REPOSITORY, overrides, stage_settings
+from tests.tiny import REPOSITORY, curves, overrides, stage_settings
 
 VOLATILE = {"seconds", "images_per_second", "data_wait", "peak_memory_mib", "steps"}
 
@@ -101,6 +101,25 @@ def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(chain, run_
         load_checkpoint(alone / "last.pth")["query"]["fc.classifier.weight"],
         load_checkpoint(other / "last.pth")["query"]["fc.classifier.weight"],
     )
+
+
+def test_curves_go_on_where_they_stopped(chain, run_stage, tmp_path, monkeypatch):
+    """Epochs of 4, 2 and 3 steps, stopped in the second: TensorBoard shows what it shows of a run never stopped."""
+    monkeypatch.setattr(Trainer, "num_steps", lambda trainer, epoch: (4, 2, 3)[epoch])
+    more = chained("rop", chain) | {"SOLVER__MAX_EPOCHS": 3, "SOLVER__LOG_PERIOD": 1}
+    straight = curves(run_stage("rop", tmp_path / "straight", **more))
+    with monkeypatch.context() as patch:
+        StopAfter(patch, signal.SIGTERM, steps=5)
+        with pytest.raises(Preempted):
+            run_stage("rop", tmp_path / "stopped", **more)
+    resumed = curves(run_stage("rop", tmp_path / "stopped", **more))
+    assert [step for step, _ in straight["train/loss"]] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert [epoch for epoch, _ in straight["epoch/loss"]] == [0, 1, 2]
+    volatile = {f"epoch/{name}" for name in VOLATILE}
+    assert resumed.keys() == straight.keys()
+    assert {tag: resumed[tag] for tag in resumed.keys() - volatile} == {
+        tag: straight[tag] for tag in straight.keys() - volatile
+    }
 
 
 def test_resume_never_starts_afresh(chain, run_stage, tmp_path):

@@ -1,18 +1,17 @@
 """The three stages through the engine, on a folder in VeRi-776's layout, and what a run leaves behind."""
 
 import json
-import struct
 
 import numpy as np
 import pytest
 import torch
-from tensorboardX.proto.event_pb2 import Event
 
 from d3still.config import load_config
 from d3still.engine.testing import test as evaluate_run
+from d3still.engine.trainer import Trainer
 from d3still.errors import UserError
 from d3still.runs.checkpoint import load_checkpoint
-from tests.tiny import REPOSITORY, overrides, stage_settings
+from tests.tiny import REPOSITORY, overrides, read_events, stage_settings
 
 
 def run_folder(log, stage):
@@ -44,14 +43,7 @@ def test_a_run_leaves_its_files(chain, stage):
 
 
 def tags_of(events):
-    """Names in an event file: each record is its length (8 bytes), a checksum (4), the event, a checksum (4)."""
-    data, start, tags = events.read_bytes(), 0, set()
-    while start < len(data):
-        (length,) = struct.unpack_from("<Q", data, start)
-        event = Event.FromString(data[start + 12 : start + 12 + length])
-        tags |= {value.tag for value in event.summary.value}
-        start += 12 + length + 4
-    return tags
+    return {value.tag for event in read_events(events) for value in event.summary.value}
 
 
 def test_the_frozen_network_is_the_one_of_the_stage_before(chain):
@@ -123,6 +115,32 @@ def test_bad_input_is_one_line_and_leaves_nothing(chain, run_stage, tmp_path, st
     with pytest.raises(UserError, match=message) as caught:
         run_stage(stage, tmp_path, **settings | more)
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_weights_that_left_the_numbers_replace_no_good_checkpoint(chain, run_stage, tmp_path, monkeypatch):
+    """A finite loss, an update that overflows, and a checkpoint after each step."""
+    where = {"DISTILLER__TEACHER_MODEL_PATH": str(run_folder(chain, "vanilla") / "last.pth")}
+
+    class Overflowing(Trainer):
+        def _train_on(self, *batches):
+            super()._train_on(*batches)
+            if self.step == 3:
+                self.distiller.query.fc.classifier.weight.data[0, 0] = float("inf")
+
+    monkeypatch.setattr("d3still.engine.run.Trainer", Overflowing)
+    message = r"fc\.classifier\.weight.*the last good checkpoint is .*last\.pth.*lower SOLVER\.BASE_LR"
+    with pytest.raises(UserError, match=message) as stopped:
+        run_stage("rop", tmp_path, SOLVER__CHECKPOINT_STEPS=1, **where)
+    saved = load_checkpoint(run_folder(tmp_path, "rop") / "last.pth")
+    assert saved["progress"]["step"] == 2
+    assert all(value.isfinite().all() for value in saved["query"].values())
+    assert str(stopped.value) in (run_folder(tmp_path, "rop") / "log.txt").read_text(), "the log says why it ended"
+
+
+def test_a_rate_that_overflows_the_weights_leaves_no_checkpoint(run_stage, tmp_path):
+    with pytest.raises(UserError, match=r"not finite (after|in epoch)"):
+        run_stage("vanilla", tmp_path, SOLVER__BASE_LR=3e38, SOLVER__CHECKPOINT_STEPS=1)
     assert not list(tmp_path.rglob("*.pth"))
 
 

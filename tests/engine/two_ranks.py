@@ -7,27 +7,28 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from d3still.config import get_cfg
 from d3still.data import ImageCache, Sample, test_loader
 from d3still.distillers import DISTILLERS, Pair
 from d3still.distillers.base import Distiller
-from d3still.engine.distributed import gather_lists, gather_rows, process_group
+from d3still.engine.distributed import average_gradients, gather_lists, gather_rows, process_group
 from d3still.modeling import build_model
 
 CLASSES, BATCH = 4, 8
 BASELINES = [name for name in DISTILLERS if name not in ("NONE", "ACD")]
-CASES = [(1, name) for name in BASELINES] + [(2, name) for name in ("CSD", "ROP", "UGD")]
+CASES = [(1, name, ()) for name in BASELINES] + [(2, name, ()) for name in ("CSD", "ROP", "UGD")]
+# learnable parts that get no gradient: UGD's projectors
+CASES += [(1, "UGD", ("UGD.BETA", 0.0)), (1, "UGD", ("UGD.KD_WEIGHT", 0.0))]
 
 
-def build(stage: int, baseline: str) -> Distiller:
+def build(stage: int, baseline: str, more: tuple = ()) -> Distiller:
     """A float64 distiller with frozen batch statistics, the same on every rank."""
     torch.manual_seed(0)
     cfg = get_cfg()
     kind = baseline if stage == 1 else "ACD"
     settings = ["ROP.TOPK", 6, "CSD.TOPK", 6, "D3.TOPK", 4, "INPUT.STUDENT_SIZE_TRAIN", [32, 32]]
-    cfg.merge_from_list(["DISTILLER.TYPE", kind, "ACD.BASELINE", baseline, *settings])
+    cfg.merge_from_list(["DISTILLER.TYPE", kind, "ACD.BASELINE", baseline, *settings, *more])
     networks = build_model("ResNet18", CLASSES), build_model("ResNet18_ibn_a", CLASSES)
     distiller = DISTILLERS.get(kind).build(cfg, *networks, learner="query" if stage == 1 else "gallery").double()
     distiller.train()
@@ -51,6 +52,7 @@ def gradients(distiller: Distiller, *inputs: object) -> dict[str, torch.Tensor]:
     """Every loss term and every gradient of a step."""
     losses, _ = distiller(*inputs)
     sum(losses.values()).backward()
+    average_gradients(parameter for _, parameter in distiller.learnable_parameters())
     found = {f"loss.{name}": value.detach() for name, value in losses.items()}
     return found | {name: p.grad for name, p in distiller.learnable_parameters() if p.grad is not None}
 
@@ -61,13 +63,11 @@ def main(out: Path) -> None:
         half = BATCH // ranks.world_size
         own = slice(ranks.rank * half, (ranks.rank + 1) * half)
         results = {}
-        for stage, baseline in CASES:
-            distiller = build(stage, baseline)
-            distiller.wrap_learner(DistributedDataParallel)
-            found = gradients(distiller, *batch(stage, own))
+        for case in CASES:
+            found = gradients(build(*case), *batch(case[0], own))
             for name in [name for name in found if name.startswith("loss.")]:
                 found[name] = gather_rows(found[name].reshape(1)).mean()  # cross entropy is each rank's own
-            results[f"{stage}.{baseline}"] = found
+            results[str(case)] = found
         samples = [Sample(str(path), 0, i) for i, path in enumerate(sorted(out.parent.glob("*.png")))]
         loader = test_loader(
             samples, size=(8, 8), batch_size=2, rank=ranks.rank, world_size=ranks.world_size, cache=ImageCache(samples)

@@ -14,7 +14,8 @@ from d3still.distillers.rkd import rkd_loss
 from d3still.distillers.rop import rop_loss
 from d3still.distillers.ugd import ugd_global_loss
 from d3still.errors import UserError
-from d3still.losses import triplet_loss
+from d3still.losses import full_precision, triplet_loss
+from d3still.modeling import ModelOutput
 
 LOSSES = {
     "fitnet": fitnet_loss,
@@ -45,6 +46,37 @@ def test_half_precision_inputs_are_computed_in_float32(name, dtype):
     assert loss.dtype == torch.float32
     expected = LOSSES[name](query.detach().float(), gallery.detach().float())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6), "the same value as without autocast"
+
+
+@pytest.mark.parametrize("how", ["by position", "by keyword", "in a tuple", "in a mapping"])
+def test_full_precision_holds_however_the_tensors_are_given(how):
+    half = torch.full((2,), 1.25, dtype=torch.bfloat16)
+    seen = []
+
+    @full_precision
+    def loss(first=None, second=None):
+        tensor = {"in a tuple": lambda: first[0].logits, "in a mapping": lambda: second["x"][0]}.get(
+            how, lambda: second if first is None else first
+        )()
+        seen.append((tensor.dtype, torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")))
+        return tensor.sum()
+
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)  # as within autocast on a GPU
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            if how == "by position":
+                loss(half)
+            elif how == "by keyword":
+                loss(second=half)
+            elif how == "in a tuple":
+                loss((ModelOutput(half, half, half, (half,) * 4),))
+            else:
+                loss(second={"x": [half]})
+        assert torch.is_autocast_enabled("cuda"), "and puts it back"
+    finally:
+        torch.set_autocast_enabled("cuda", before)
+    assert seen == [(torch.float32, False, False)]
 
 
 @pytest.mark.parametrize("name", LOSSES)
