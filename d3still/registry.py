@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from d3still.config import add_section
 from d3still.errors import UserError
 
 T = TypeVar("T")
@@ -51,6 +52,29 @@ class Registry:
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
+
+
+class ConfiguredRegistry(Registry):
+    """A registry whose entries bring their own config section."""
+
+    def register(
+        self, name: str, defaults: Mapping[str, Any] | None = None, section: str | None = None
+    ) -> Callable[[T], T]:
+        """Decorator that enters a class or function under ``name``, and its settings into the schema.
+
+        Args:
+            name: the value of the config key that chooses among the entries.
+            defaults: the rows of its config section, ``KEY: default`` or ``KEY: (default, rule)``; see `add_section`.
+            section: the section's name where it is not ``name``.
+        """
+
+        def enter(entry: T) -> T:
+            entry.section = section or name  # type: ignore[attr-defined]
+            if defaults is not None:
+                add_section(section or name, defaults, entry.__module__)
+            return super(ConfiguredRegistry, self).register(name)(entry)
+
+        return enter
 
 
 def unknown_name(problem: str, name: str, known: Any) -> str:

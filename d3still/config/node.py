@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -11,11 +12,10 @@ from typing import Any
 from yacs.config import CfgNode
 
 from d3still.config.coerce import coerce
-from d3still.config.defaults import default_tree
 from d3still.config.imports import IMPORTS_KEY, import_user_code
 from d3still.config.published import translate, translate_overrides
 from d3still.config.reader import COMMAND_LINE, Setting, read_layers, shown
-from d3still.config.sections import added_sections, known_defaults, leaves
+from d3still.config.sections import added_sections, known_defaults, leaves, schema
 from d3still.errors import UserError
 
 NEAR = 0.75  # difflib's ratio from which a known key counts as a misspelt one
@@ -120,7 +120,7 @@ class Config(CfgNode):
 
 def get_cfg() -> Config:
     """A fresh, unfrozen config with every default, sections that distillers added included."""
-    cfg = Config(default_tree())
+    cfg = Config(copy.deepcopy(schema()))
     for name, section in added_sections():
         cfg[name] = Config(section)
     return cfg

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from d3still.config.rules import NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision, need_two_images
@@ -30,7 +31,13 @@ def cc_loss(query_feat: Tensor, gallery_feat: Tensor, normalize: bool = True) ->
     return (gap[:-1] * gap[1:]).sum(1).mean()
 
 
-@DISTILLERS.register("CC")
+@DISTILLERS.register(
+    "CC",
+    defaults={
+        "KD_WEIGHT": (1.0, NOT_NEGATIVE),
+        "NORMALIZE": True,  # L2-normalise the features first
+    },
+)
 class CC(Distiller):
     """`cc_loss` on ``retrieval_feat``."""
 

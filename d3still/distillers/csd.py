@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
+from d3still.config.rules import AT_LEAST_1, NOT_NEGATIVE, TEMPERATURE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision
@@ -38,7 +39,15 @@ def csd_loss(
     return F.kl_div(prediction, target, reduction="batchmean", log_target=True)
 
 
-@DISTILLERS.register("CSD")
+@DISTILLERS.register(
+    "CSD",
+    defaults={
+        "TOPK": (96, AT_LEAST_1),  # neighbours an image, itself included, among the pair batch
+        "TEMPERATURE_QUERY": (1.0, TEMPERATURE),
+        "TEMPERATURE_GALLERY": (0.01, TEMPERATURE),
+        "KD_WEIGHT": (1.0, NOT_NEGATIVE),
+    },
+)
 class CSD(Distiller):
     """`csd_loss` on ``retrieval_feat``."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d3still.config.rules import AT_LEAST_2, NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.errors import UserError
@@ -52,7 +53,16 @@ def _pairwise_differences(sim: Tensor) -> Tensor:
     return (sim[:, None, :] - sim[:, :, None]).flatten(1)
 
 
-@DISTILLERS.register("D3")
+@DISTILLERS.register(
+    "D3",
+    defaults={
+        "TOPK": (10, AT_LEAST_2),  # ranks that count, the image itself first, among the pair batch
+        "ALPHA": 50.0,  # weight of the distance between both features of an image
+        "BETA": 2.0,  # weight of differences that the query network orders the other way round
+        "GAMMA": 1.0,  # weight of differences that it orders alike
+        "KD_WEIGHT": (1.0, NOT_NEGATIVE),
+    },
+)
 class D3(Distiller):
     """`d3_loss` on ``retrieval_feat``."""
 

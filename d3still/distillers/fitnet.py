@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from d3still.config.rules import NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision
@@ -17,7 +18,7 @@ def fitnet_loss(query_feat: Tensor, gallery_feat: Tensor) -> Tensor:
     return F.mse_loss(query_feat, gallery_feat)
 
 
-@DISTILLERS.register("FitNet", section="FITNET")
+@DISTILLERS.register("FitNet", section="FITNET", defaults={"KD_WEIGHT": (2.0, NOT_NEGATIVE)})
 class FitNet(Distiller):
     """`fitnet_loss` on ``retrieval_feat``."""
 

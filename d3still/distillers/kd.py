@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from d3still.config.rules import NOT_NEGATIVE, TEMPERATURE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import kl_divergence
@@ -17,7 +18,13 @@ def kd_loss(query_logits: Tensor, gallery_logits: Tensor, temperature: float) ->
     return kl_divergence(gallery_logits, query_logits, temperature)
 
 
-@DISTILLERS.register("VanillaKD")
+@DISTILLERS.register(
+    "VanillaKD",
+    defaults={
+        "TEMPERATURE": (2.0, TEMPERATURE),
+        "KD_WEIGHT": (1.0, NOT_NEGATIVE),
+    },
+)
 class VanillaKD(Distiller):
     """`kd_loss` on ``logits``."""
 

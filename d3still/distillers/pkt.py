@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from d3still.config.rules import NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision
@@ -33,7 +34,7 @@ def _neighbour_probabilities(feat: Tensor) -> Tensor:
     return affinity / affinity.sum(1, keepdim=True)
 
 
-@DISTILLERS.register("PKT")
+@DISTILLERS.register("PKT", defaults={"KD_WEIGHT": (30000.0, NOT_NEGATIVE)})
 class PKT(Distiller):
     """`pkt_loss` on ``retrieval_feat``."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from d3still.config.rules import NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import cosine_matrix, full_precision, need_two_images, off_diagonal
@@ -34,7 +35,14 @@ def raml_loss(query_feat: Tensor, gallery_feat: Tensor, lambda1: float, lambda2:
     return absolute + lambda1 * asymmetric + lambda2 * symmetric
 
 
-@DISTILLERS.register("RAML")
+@DISTILLERS.register(
+    "RAML",
+    defaults={
+        "LAMBDA1": 0.7482,  # weight of the relations between both networks' features
+        "LAMBDA2": 0.7482,  # of those among query features; published 0.6778, but the runs used LAMBDA1 for both
+        "KD_WEIGHT": (1.0, NOT_NEGATIVE),
+    },
+)
 class RAML(Distiller):
     """`raml_loss` on ``retrieval_feat``."""
 

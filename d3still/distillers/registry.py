@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from d3still.config import add_section
-from d3still.registry import Registry
+from d3still.registry import ConfiguredRegistry
 
-T = TypeVar("T")
-
-
-class DistillerRegistry(Registry):
-    """A registry whose entries have a config section each."""
-
-    def register(
-        self, name: str, defaults: Mapping[str, Any] | None = None, section: str | None = None
-    ) -> Callable[[T], T]:
-        """Decorator that enters a distiller as ``DISTILLER.TYPE: name``.
-
-        Args:
-            name: the value of ``DISTILLER.TYPE`` (stage 1) and ``ACD.BASELINE`` (stage 2).
-            defaults: the keys of its config section with their defaults, for a section that the schema lacks.
-            section: the section's name where it is not ``name``.
-        """
-        if defaults is not None:
-            add_section(section or name, defaults)
-
-        def enter(entry: T) -> T:
-            entry.section = section or name  # type: ignore[attr-defined]
-            return super(DistillerRegistry, self).register(name)(entry)
-
-        return enter
-
-
-DISTILLERS = DistillerRegistry("distiller", "DISTILLER.TYPE")
+DISTILLERS = ConfiguredRegistry("distiller", "DISTILLER.TYPE")
 
 
 def without_idle_sections(*configs: Mapping[str, Any]) -> list[dict[str, Any]]:

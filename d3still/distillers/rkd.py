@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
+from d3still.config.rules import NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision, need_two_images
@@ -65,7 +66,18 @@ def _angles(feat: Tensor) -> Tensor:
     return torch.bmm(directions, directions.transpose(1, 2))
 
 
-@DISTILLERS.register("RKD")
+@DISTILLERS.register(
+    "RKD",
+    defaults={
+        "DISTANCE_WEIGHT": 25.0,
+        "ANGLE_WEIGHT": 50.0,
+        "KD_WEIGHT": (1.0, NOT_NEGATIVE),
+        "PDIST": {
+            "EPSILON": 1e-12,  # the least squared distance
+            "SQUARED": False,  # compare squared distances
+        },
+    },
+)
 class RKD(Distiller):
     """`rkd_loss` on ``retrieval_feat``."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d3still.config.rules import AT_LEAST_1, NOT_NEGATIVE, TEMPERATURE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision
@@ -97,7 +98,15 @@ class _OrderDifference(torch.autograd.Function):
         )
 
 
-@DISTILLERS.register("ROP")
+@DISTILLERS.register(
+    "ROP",
+    defaults={
+        "TOPK": (96, AT_LEAST_1),  # neighbours an image, itself included, among the pair batch
+        "TEMPERATURE": (0.1, TEMPERATURE),  # of the soft order
+        "RANK_WEIGHT": 0.2,  # sharpness of the weights over ranks
+        "KD_WEIGHT": (1.0, NOT_NEGATIVE),
+    },
+)
 class ROP(Distiller):
     """`rop_loss` on ``retrieval_feat``; the gallery's order is soft when the gallery network learns."""
 

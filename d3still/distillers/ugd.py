@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from d3still.config.rules import NOT_NEGATIVE, STAGE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.errors import UserError
@@ -73,7 +74,15 @@ class Projector(nn.Sequential):
         super().__init__(nn.BatchNorm1d(channels), nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width))
 
 
-@DISTILLERS.register("UGD")
+@DISTILLERS.register(
+    "UGD",
+    defaults={
+        "DISTILLATION_LAYER": (3, STAGE),  # stage of the query network whose map is distilled, counted from 1
+        "ALPHA": 2.0,  # weight of the global term
+        "BETA": 2.0,  # weight of the local terms
+        "KD_WEIGHT": (1.0, NOT_NEGATIVE),
+    },
+)
 class UGD(Distiller):
     """α·`ugd_global_loss` + β·Σ over two grids of `ugd_local_loss`.
 

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from d3still.distillers.base import Distiller, Pair
 from d3still.errors import UserError
-from d3still.registry import Registry
+from d3still.registry import ConfiguredRegistry
 
 HEAD_PREFIX = "fc."  # embedding head and classifier, as their state-dict keys begin
 OPTIMIZERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -32,7 +32,7 @@ class Built:
 # device; `report` is the saved one when a run is resumed, so that nothing is analysed twice.
 Builder = Callable[[CfgNode, Distiller, Callable[[], Iterable[Pair]], "dict[str, Any] | None"], Built]
 
-OPTIMIZER_BUILDERS = Registry("optimizer builder", "SOLVER.OPTIMIZER_BUILDER")
+OPTIMIZER_BUILDERS = ConfiguredRegistry("optimizer builder", "SOLVER.OPTIMIZER_BUILDER")
 
 
 def build_optimizer(

@@ -9,6 +9,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from d3still.config.rules import FRACTION, NOT_NEGATIVE
 from d3still.distillers.acd.analysis import measure_importance
 from d3still.distillers.base import Distiller, Pair
 from d3still.errors import UserError
@@ -20,7 +21,15 @@ logger = logging.getLogger(__name__)
 TIER_POWERS = {"unimportant_at_both": 0, "unimportant_at_high_resolution_only": 1, "important": 2}
 
 
-@OPTIMIZER_BUILDERS.register("RAHO")
+@OPTIMIZER_BUILDERS.register(
+    "RAHO",
+    defaults={
+        "RATIO": (0.3, FRACTION),  # p, the share of scored blocks called unimportant
+        "GAMMA": (0.05, NOT_NEGATIVE),  # learning-rate factor a tier
+        "CROSS_RESOLUTION": True,  # also score blocks on low-resolution images
+        "MAX_BATCHES": (0, NOT_NEGATIVE),  # batches of the analysis; 0 = one whole pass
+    },
+)
 def raho(
     cfg: CfgNode, distiller: Distiller, pairs: Callable[[], Iterable[Pair]], report: dict[str, Any] | None
 ) -> Built:

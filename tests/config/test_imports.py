@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from d3still.config import add_section, dump_config, get_cfg, load_config
+from d3still.config.rules import NOT_NEGATIVE, one_of
 from d3still.errors import UserError
 
 
@@ -155,6 +156,16 @@ def test_a_section_of_the_schema_may_be_named_with_its_own_defaults():
     assert get_cfg().FITNET == {"KD_WEIGHT": 2.0}
 
 
+def test_a_section_brings_rules_and_sections_within(tmp_path):
+    add_section("Mine", {"W": (1.0, NOT_NEGATIVE), "INNER": {"K": (3, one_of(3, 5))}})
+    (tmp_path / "x.yaml").write_text("Mine: {W: 2, INNER: {K: 5}}\n")
+    assert load_config(tmp_path / "x.yaml").Mine == {"W": 2.0, "INNER": {"K": 5}}
+    with pytest.raises(UserError, match=r"command line: Mine\.W is -1.0; it must be 0 or more"):
+        load_config(tmp_path / "x.yaml", ["Mine.W", "-1"])
+    with pytest.raises(UserError, match=r"Mine\.INNER\.K is 4; it must be 3 | 5"):
+        load_config(tmp_path / "x.yaml", ["Mine.INNER.K", "4"])
+
+
 @pytest.mark.parametrize("defaults", [{"W": 2.0}, {"W": 1}, {"W": True}, {"V": 1.0}, {}])
 def test_a_section_cannot_be_taken_twice(defaults):
     add_section("Mine", {"W": 1.0})
@@ -164,7 +175,7 @@ def test_a_section_cannot_be_taken_twice(defaults):
 
 @pytest.mark.parametrize(
     "name, defaults",
-    [("my loss", {}), ("A.B", {}), ("", {}), ("Mine", {"A.B": 1}), ("Mine", {"A": None}), ("Mine", {"A": {"B": 1}})],
+    [("my loss", {}), ("A.B", {}), ("", {}), ("Mine", {"A.B": 1}), ("Mine", {"A": None}), ("Mine", {"A": {"B": None}})],
 )
 def test_a_section_needs_plain_names_and_values(name, defaults):
     with pytest.raises(UserError, match="config section"):

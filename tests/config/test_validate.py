@@ -5,8 +5,10 @@ import logging
 import pytest
 
 from d3still.config import get_cfg, load_config
-from d3still.config.validate import CHOICES, RULES
+from d3still.config.sections import known_rules
 from d3still.errors import UserError
+
+TEXTS = [key for key in known_rules() if get_cfg().flat()[key] in known_rules()[key].meaning.split(" | ")]
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def load(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "key, value",
     [
-        *((key, "nonsense") for key in CHOICES),
+        *((key, "nonsense") for key in TEXTS),
         ("EXPERIMENT.DEVICE_ID", "0,1"),
         ("EXPERIMENT.TRIPLET_MARGIN", -0.1),
         ("ACD.ALPHA", -1),
@@ -61,6 +63,20 @@ def load(tmp_path, monkeypatch):
         ("OUTPUT_DIR.EXPERIMENT_NAME", "/tmp/x"),
         ("DATASETS.CAMERA_PATTERN", "(c"),
         ("DATASETS.CAMERA_PATTERN", "c\\d"),
+        ("DATASETS.CAMERA_PATTERN", "(a{99999999999})"),
+        ("INPUT.STUDENT_SIZE_TRAIN", [1, 1]),
+        ("INPUT.TEACHER_SIZE_TEST", [7, 8]),
+        ("INPUT.SIZE_TEST", [256, 4097]),
+        ("INPUT.SIZE_TRAIN", [10**12, 10**12]),
+        ("INPUT.TEACHER_PADDING", 10**9),
+        ("SOLVER.BASE_LR", 1e39),
+        ("SOLVER.IMS_PER_BATCH", 6 * 10**30),
+        ("ACD.TEMPERATURE", 1e308),
+        ("ACD.ALPHA", 1e300),
+        ("RAML.LAMBDA1", -1e300),
+        ("INPUT.PIXEL_MEAN", [0.5, 1e39, 0.5]),
+        ("VanillaKD.TEMPERATURE", 1e7),
+        ("CSD.TEMPERATURE_QUERY", 1e-7),
     ],
 )
 def test_it_is_refused_with_its_key(load, key, value):
@@ -68,6 +84,20 @@ def test_it_is_refused_with_its_key(load, key, value):
         load(key, value)
     message = str(caught.value)
     assert message.startswith(f"command line: {key} is ") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("INPUT.STUDENT_SIZE_TRAIN", [8, 4096]),
+        ("SOLVER.BASE_LR", 3.4e38),
+        ("ROP.TEMPERATURE", 1e-6),
+        ("VanillaKD.TEMPERATURE", 1e6),
+        ("DATASETS.CAMERA_PATTERN", "(a{3})"),
+    ],
+)
+def test_the_last_value_that_may_be_is_accepted(load, key, value):
+    assert load(key, value).flat()[key] == value
 
 
 def test_the_place_is_that_of_the_value(load, tmp_path):
@@ -79,7 +109,7 @@ def test_the_place_is_that_of_the_value(load, tmp_path):
 
 def test_the_defaults_and_every_rule_fit_the_schema(load):
     known = get_cfg().flat()
-    assert known.keys() >= CHOICES.keys() | RULES.keys()
+    assert known.keys() >= known_rules().keys() and len(TEXTS) == 11
     load()
 
 
@@ -96,11 +126,21 @@ def test_only_the_baseline_in_use_must_fit_the_batch(load):
 
 
 def test_a_batch_need_not_be_balanced_for_the_plain_sampler(load):
-    load("DATALOADER.SAMPLER", "softmax", "SOLVER.IMS_PER_BATCH", 7)
+    """7 is no multiple of 6 images an identity, and prime; 1 image has no batch statistics."""
+    assert load("DATALOADER.SAMPLER", "softmax", "SOLVER.IMS_PER_BATCH", 7).SOLVER.IMS_PER_BATCH == 7
+    with pytest.raises(UserError, match=r"is 7; with DATALOADER\.NUM_INSTANCE 6 .* multiple of 6 .* e\.g\. 12$"):
+        load("SOLVER.IMS_PER_BATCH", 7)
+    for key in ("SOLVER.IMS_PER_BATCH", "SOLVER.IMS_DISTILLATION_PER_BATCH"):
+        with pytest.raises(UserError, match=f"{key} is 1; it must be 2 or more"):
+            load("DATALOADER.SAMPLER", "softmax", "ROP.TOPK", 1, key, 1)
 
 
 def test_a_batch_of_two_identities_is_enough(load):
-    load("SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_INSTANCE", 2)
+    """Two is what the triplet loss needs: 2 identities × 2 images pass, 1 × 4 and 1 × 2 do not."""
+    assert load("SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_INSTANCE", 2).SOLVER.IMS_PER_BATCH == 4
+    for batch, images in ((4, 4), (2, 2)):
+        with pytest.raises(UserError, match=rf"at least two identities, e\.g\. {2 * images}$"):
+            load("SOLVER.IMS_PER_BATCH", batch, "DATALOADER.NUM_INSTANCE", images)
 
 
 def test_a_run_that_ends_before_its_rate_falls_is_told_so(load, caplog):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from d3still.config.rules import NOT_NEGATIVE, TEMPERATURE, Rule
 from d3still.distillers.acd.logits import collaborative_logits, collaborative_logits_loss
 from d3still.distillers.base import Distiller, Side
 from d3still.distillers.registry import DISTILLERS
@@ -12,7 +13,15 @@ from d3still.errors import UserError
 from d3still.modeling import ModelOutput
 
 
-@DISTILLERS.register("ACD")
+@DISTILLERS.register(
+    "ACD",
+    defaults={
+        "BASELINE": ("ROP", Rule("the baseline of stage 1, e.g. ROP", lambda name: name not in ("ACD", "NONE"))),
+        "ALPHA": (3.0, NOT_NEGATIVE),  # weight of the query-logits term
+        "BETA": (2.0, NOT_NEGATIVE),  # weight of the collaborative-logits term
+        "TEMPERATURE": (2.0, TEMPERATURE),
+    },
+)
 class ACD(Distiller):
     """Asymmetric Collaborative Distillation over a baseline: the gallery network learns, the query network is frozen.
 
