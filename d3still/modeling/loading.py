@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
@@ -13,9 +15,11 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from d3still.errors import UserError
+from d3still.files import require_regular
 from d3still.modeling.base import RetrievalModel
 from d3still.modeling.recognition import recognise
-from d3still.modeling.weight_files import Weights, first_line, read_weights, some
+from d3still.modeling.torch_file import first_line
+from d3still.modeling.weight_files import Weights, read_weights, some
 
 logger = logging.getLogger(__name__)
 
@@ -107,14 +111,27 @@ def load_imagenet_weights(model: RetrievalModel, path: str = "") -> LoadReport:
     return load_weights(model, _download(source, model.name))
 
 
-def _download(source: WeightsEnum, name: str) -> Mapping[str, Tensor]:
+def _download(source: WeightsEnum, name: str) -> Path:
+    """torchvision's file, downloaded into torch's cache unless it is there already; whole, by the hash in its name."""
+    file = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(source.url).name)
+    sha256 = file.stem.rpartition("-")[2]
     try:
-        return source.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(source.url, str(file), hash_prefix=sha256, progress=False)
+        require_regular(file)
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
     except (URLError, OSError, RuntimeError) as error:  # no network; disk; a hash that differs
         raise UserError(
             f"ImageNet weights of {name} could not be downloaded ({first_line(error)}); fetch {source.url} elsewhere "
             f"and set {_PRETRAIN_KEY} to the file, or DISTILLER.STUDENT_PRETRAIN_CHOICE to False"
         ) from error
+    if not found.startswith(sha256):
+        raise UserError(
+            f"{file}: is damaged (its SHA-256 begins with {found[: len(sha256)]}, not {sha256}); "
+            "delete it, and the next start downloads it again"
+        )
+    return file
 
 
 def _choose(weights: Weights, model: RetrievalModel, part: str | None) -> dict[str, Tensor]:

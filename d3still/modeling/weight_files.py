@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from d3still.errors import UserError
+from d3still.modeling.torch_file import load_torch_file
 
 #: ``checkpoint["format"]`` of the files that the engine writes.
 CHECKPOINT_FORMAT = "d3still"
@@ -69,7 +66,9 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> Weights:
     if isinstance(source, Mapping):
         return _sort(source, "the given state dict")
     path = Path(source).expanduser()
-    content = _load(path)
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path}: safetensors files are not read; save it with torch.save as a .pth first")
+    content = load_torch_file(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a network's weights")
     return _sort(content, str(path))
@@ -79,37 +78,6 @@ def some(names: list[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, in one line."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def _load(path: Path) -> Any:
-    """The file's content, on the CPU."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name the weight file in it")
-    if not path.is_file():
-        raise UserError(f"{path}: no such weight file; put it there or correct the path in the config")
-    if path.suffix == ".safetensors":
-        raise UserError(f"{path}: safetensors files are not read; save it with torch.save as a .pth first")
-    try:
-        with warnings.catch_warnings():  # of odd files torch warns before it fails; one line is enough
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise UserError(f"{path}: is no PyTorch weight file, or a damaged one") from error
-        raise UserError(
-            f"{path}: refused, because loading it would run code ({refused[1]}); only files that hold "
-            "tensors alone are read: save the network's state_dict()"
-        ) from error
-    except Exception as error:  # a damaged file fails in more ways than torch documents
-        raise UserError(f"{path}: is no PyTorch weight file, or a damaged one ({first_line(error)})") from error
 
 
 def _sort(content: Mapping[str, Any], source: str) -> Weights:

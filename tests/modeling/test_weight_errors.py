@@ -1,8 +1,14 @@
 """Weights that do not fit, or cannot be read, are one clear line, and leave the network as it was."""
 
+import hashlib
 import io
 import pickle
+import random
+import struct
+import zipfile
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -10,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d3still.errors import UserError
-from d3still.modeling import build_model, load_weights, read_weights
+from d3still.modeling import build_model, load_imagenet_weights, load_weights, read_weights
 from d3still.modeling.recognition import recognise
 
 
@@ -171,6 +177,96 @@ def test_code_is_refused(model, legacy, tmp_path):
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     _refused(model, path, r"evil\.pth: refused, because loading it would run code")
     assert not trace.exists()
+
+
+NUMPY = {
+    "best": np.float64(0.913),
+    "counts": [np.int64(-7), np.bool_(True), np.float16(0.5), np.complex64(1 - 2j), np.str_("veri"), np.bytes_(b"ab")],
+    "when": np.datetime64("2026-11-26T23:05", "m"),
+    "dtype": np.dtype("float32"),
+    "types": (np.float32, np.uint8, np.dtype(">i2")),
+    "matrix": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "transposed": np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3)),
+    "big_endian": np.array([1, 256], dtype=">u4"),
+    "names": np.array(["a", "größer"]),
+    "empty": np.zeros((0, 3)),
+    "single": np.array(5.0),
+    "random": np.random.RandomState(3).get_state(),
+}
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "numpy 1"])
+def test_numpy_values_in_a_checkpoint_are_data(model, form, tmp_path):
+    path, let_in = tmp_path / "best.pth", set(torch.serialization.get_safe_globals())
+    torch.save({"state_dict": model.state_dict(), **NUMPY}, path, _use_new_zipfile_serialization=form == "zip")
+    if form == "numpy 1":  # there the module that its pickles call has another name
+        path.write_bytes(path.read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    assert load_weights(model, path).kind == "published network"
+    found = read_weights(path).raw
+    _assert_same({key: found[key] for key in NUMPY}, NUMPY)
+    assert set(torch.serialization.get_safe_globals()) == let_in  # torch itself is left as strict as it was
+
+
+def _assert_same(found, expected):
+    assert type(found) is type(expected)
+    if isinstance(expected, np.ndarray):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    elif isinstance(expected, dict | list | tuple):
+        keys = expected if isinstance(expected, dict) else range(len(expected))
+        assert len(found) == len(expected)
+        for key in keys:
+            _assert_same(found[key], expected[key])
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [np.array([None, 1], dtype=object), np.dtype("O"), np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "O")])],
+    ids=["objects", "type of objects", "fields"],
+)
+def test_numpy_values_that_may_hold_anything_are_refused(model, payload, tmp_path):
+    torch.save({**model.state_dict(), "payload": payload}, tmp_path / "objects.pth")
+    _refused(model, tmp_path / "objects.pth", r"objects\.pth: refused, because loading it would run code")
+
+
+def test_every_flipped_bit_of_a_weight_is_noticed(model, tmp_path):
+    path = tmp_path / "rot.pth"
+    torch.save(model.state_dict(), path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        weights = [info for info in archive.infolist() if "/data/" in info.filename]
+    rng = random.Random(0)
+    for info in rng.sample(weights, 10):
+        content = bytearray(whole)
+        name, extra = struct.unpack_from("<HH", whole, info.header_offset + 26)  # of the local file header, 30 bytes
+        place = info.header_offset + 30 + name + extra + rng.randrange(info.file_size)
+        content[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        _refused(model, path, r"rot\.pth: .*damaged one \(.*checksum")
+    path.write_bytes(whole)
+    load_weights(model, path)
+
+
+def test_a_damaged_file_in_torchs_download_cache_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: pytest.fail("it is there"))
+    model = build_model("ResNet18", 4)
+    cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), cached)  # a whole file, but not the published one
+    with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth: is damaged .*not f37072fd\); delete it") as caught:
+        load_imagenet_weights(model)
+    assert "\n" not in str(caught.value)
+    published = SimpleNamespace(url=f"https://example.org/resnet18-{_sha256(cached)[:8]}.pth")
+    monkeypatch.setattr(model, "imagenet_weights", lambda: published)
+    cached.rename(cached.with_name(f"resnet18-{_sha256(cached)[:8]}.pth"))
+    assert "ImageNet" in load_imagenet_weights(model).kind
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_whole_pickled_network_is_refused(model, tmp_path):
