@@ -100,16 +100,16 @@ def make_folder(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what processes that were killed while they wrote ``path`` left beside it, and nothing else.
+    """Delete what a process that was killed while it wrote ``path`` left beside it, and nothing else.
 
     A file that a living process is writing stays.
     """
-    own = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]+{re.escape(_TEMPORARY)}")
-    with suppress(OSError):  # no such folder, or not ours to read: what follows says so
-        found = [Path(entry.path) for entry in os.scandir(path.parent) if own.fullmatch(entry.name)]
-        for leftover in found:
-            if leftover.is_file() and not leftover.is_symlink():
-                _remove_if_abandoned(leftover)
+    _remove_abandoned(path.parent, re.escape(path.name))
+
+
+def remove_leftovers_in(folder: Path) -> None:
+    """`remove_leftovers` of every file in a folder."""
+    _remove_abandoned(folder, ".+")
 
 
 class _File(io.FileIO):
@@ -141,8 +141,17 @@ def _open_temporary(path: Path) -> tuple[Path, _File]:
         file.close()  # taken for a leftover before it was locked
 
 
+def _remove_abandoned(folder: Path, name: str) -> None:
+    """Delete the temporary files, of targets that fit the pattern ``name``, that no process is writing."""
+    own = re.compile(rf"\.{name}\.[a-z0-9_]+{re.escape(_TEMPORARY)}")
+    with suppress(OSError):  # no such folder, or not ours to read: what follows says so
+        found = [Path(entry.path) for entry in os.scandir(folder) if own.fullmatch(entry.name)]
+        for leftover in found:
+            if leftover.is_file() and not leftover.is_symlink():
+                _remove_if_abandoned(leftover)
+
+
 def _remove_if_abandoned(leftover: Path) -> None:
-    """Delete a temporary file unless a process is still writing it."""
     with suppress(OSError), leftover.open("rb") as file:  # in use, another user's, or gone already
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,9 +19,14 @@ def main() -> None:
         default="auto",
         help="auto: go on with the run in the output folder if there is one; never: start afresh; or a checkpoint",
     )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on although the start weights or the images are others than the run was begun with",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over the file's")
     args = parser.parse_args()
-    train(load_config(args.config_file, args.opts), args.resume)
+    train(load_config(args.config_file, args.opts), args.resume, args.accept_changes)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,24 @@ from yacs.config import CfgNode
 
 from d3still import __version__
 from d3still.config import run_dir
+from d3still.data import RetrievalDataset
 from d3still.engine.distributed import Ranks, from_main, process_group
 from d3still.engine.events import logging_to
 from d3still.engine.precision import choose_precision
 from d3still.engine.retrieval import Evaluation, per_query
-from d3still.engine.setup import Data, build_distiller, load_start_weights, open_dataset
+from d3still.engine.setup import (
+    Data,
+    build_distiller,
+    load_start_weights,
+    open_dataset,
+    refuse_other_inputs,
+    require_matches,
+    start_files,
+)
 from d3still.engine.trainer import Trainer
 from d3still.files import write_atomically, write_text
 from d3still.runs.folder import RunFolder
+from d3still.runs.inputs import fingerprint
 
 try:
     import resource
@@ -34,12 +44,13 @@ except ModuleNotFoundError:  # Windows
 logger = logging.getLogger(__name__)
 
 
-def train(cfg: CfgNode, resume: str = "auto") -> Path:
+def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> Path:
     """Train what ``cfg`` describes, from the start or from where a former run stopped.
 
     Args:
         cfg: a frozen config from `load_config`.
         resume: ``auto``, ``never``, or the path of a checkpoint.
+        accept_changes: go on although the start weights or the images are others than the run was begun with.
 
     Returns:
         The run's folder, with ``last.pth`` and ``metrics.json``.
@@ -52,13 +63,20 @@ def train(cfg: CfgNode, resume: str = "auto") -> Path:
     with ExitStack() as stack:
         ranks, device = stack.enter_context(process_group(cfg.EXPERIMENT.DEVICE, cfg.EXPERIMENT.DEVICE_ID))
         stack.enter_context(logging_to(None, quiet=not ranks.is_main))
+        if ranks.is_main:
+            stack.enter_context(folder.alone())
+        from_main(None)  # no rank looks at the folder before it is this run's
         saved = folder.resumable(cfg, resume)
-        if folder.is_finished(saved):
+        dataset = open_dataset(cfg)
+        inputs = fingerprint(start_files(cfg), dataset)
+        if saved is not None and not accept_changes:
+            refuse_other_inputs(cfg, saved, inputs, folder.path)
+        if folder.is_finished(saved, resume):
             logger.info("%s is finished; --resume never trains it again", folder.path)
             return folder.path
-        trainer = _prepare(cfg, folder, saved, ranks, device)
+        trainer = _prepare(cfg, folder, dataset, saved, ranks, device)
         if ranks.is_main:
-            folder.begin(cfg, None if saved is None else trainer.epoch)
+            folder.begin(cfg, saved, resume, inputs)
             stack.enter_context(logging_to(folder.log))
         from_main(None)  # no rank trains before the folder is ready
         evaluation = trainer.run()
@@ -68,11 +86,16 @@ def train(cfg: CfgNode, resume: str = "auto") -> Path:
 
 
 def _prepare(
-    cfg: CfgNode, folder: RunFolder, saved: dict[str, Any] | None, ranks: Ranks, device: torch.device
+    cfg: CfgNode,
+    folder: RunFolder,
+    dataset: RetrievalDataset,
+    saved: dict[str, Any] | None,
+    ranks: Ranks,
+    device: torch.device,
 ) -> Trainer:
     """Everything that can fail for a reason the user can mend, before anything is written."""
     precision = choose_precision(cfg.EXPERIMENT.PRECISION, device)
-    dataset = open_dataset(cfg)
+    require_matches(cfg, dataset)
     distiller = build_distiller(cfg, dataset.num_classes)
     if saved is None:
         load_start_weights(cfg, distiller)

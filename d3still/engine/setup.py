@@ -26,8 +26,10 @@ from d3still.data import (
 from d3still.distillers import DISTILLERS, Distiller
 from d3still.engine.distributed import Ranks
 from d3still.errors import UserError
+from d3still.evaluation.labels import match
 from d3still.modeling import build_model, load_imagenet_weights, load_weights, read_weights
-from d3still.runs.facts import stage_of
+from d3still.runs.facts import WEIGHT_KEYS, stage_of
+from d3still.runs.inputs import input_changes
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,20 @@ def open_dataset(cfg: CfgNode) -> RetrievalDataset:
         len(dataset.gallery),
     )
     return dataset
+
+
+def require_matches(cfg: CfgNode, dataset: RetrievalDataset) -> None:
+    """Refuse a dataset of which no query could be scored, before hours of training.
+
+    Raises:
+        UserError: when no query has a match in the gallery, or only in images of its own camera.
+    """
+    query, gallery = dataset.query, dataset.gallery
+    columns = [[getattr(s, name) for s in part] for name in ("identity", "camera") for part in (query, gallery)]
+    try:
+        match(*columns, (len(query), len(gallery)), cfg.TEST.EXCLUDE_SAME_CAMERA)
+    except UserError as error:
+        raise UserError(f"{dataset.name} ({cfg.DATASETS.SPLIT} split): {error}") from error
 
 
 def build_networks(cfg: CfgNode, num_classes: int) -> tuple[nn.Module | None, nn.Module]:
@@ -126,6 +142,35 @@ def previous_stage(cfg: CfgNode, key: str) -> Path:
             f"no weights at {path} (DISTILLER.{key}); train the {network} first, or set the key to its file"
         )
     return path
+
+
+def start_files(cfg: CfgNode) -> dict[str, Path]:
+    """The files that a run's stage starts from, by their key in ``DISTILLER``; whether or not they are there."""
+    keys = list(WEIGHT_KEYS[stage_of(cfg)])
+    if cfg.DISTILLER.STUDENT_PRETRAIN_CHOICE and "STUDENT_PRETRAIN_PATH" not in keys:
+        keys.append("STUDENT_PRETRAIN_PATH")
+    return {key: weight_path(cfg, cfg.DISTILLER[key]) for key in keys if cfg.DISTILLER[key]}
+
+
+def refuse_other_inputs(cfg: CfgNode, saved: dict[str, Any], inputs: dict[str, Any], folder: Path) -> None:
+    """Do not take a run for the same when the weights it started from, or its images, have changed since.
+
+    Args:
+        cfg: the run's config.
+        saved: its checkpoint.
+        inputs: the `fingerprint` of what ``cfg`` names now.
+        folder: the run's, for the message.
+
+    Raises:
+        UserError: naming what changed.
+    """
+    changes = input_changes(saved.get("inputs", {}), inputs)
+    if changes:
+        raise UserError(
+            f"{folder} holds a run that was made from something else: {'; '.join(changes)}. Put back what it was "
+            "made from, choose another OUTPUT_DIR.EXPERIMENT_NAME, start afresh with --resume never, or go on all "
+            "the same with --accept-changes"
+        )
 
 
 @dataclass(frozen=True)

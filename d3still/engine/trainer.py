@@ -91,6 +91,7 @@ class Trainer:
                 evaluation = self._run_epoch()
         if evaluation is None:  # killed between the last checkpoint and its evaluation
             evaluation = self._evaluate()
+            self._save()
         self.board.close()
         return evaluation
 
@@ -211,7 +212,7 @@ class Trainer:
             return
         self._check_losses()
         self._check_weights()
-        self._save(self.folder.last, seconds=self.seconds + time.perf_counter() - began)
+        self._save(seconds=self.seconds + time.perf_counter() - began)
         if number:
             logger.info(
                 "stopped by signal %d after step %d of epoch %d; start the command again to go on",
@@ -255,9 +256,8 @@ class Trainer:
         self.epoch, self.step, self.meter = done, 0, Meter()
         if self.ranks.is_main:
             self.folder.add_epoch(record)
-        self._save(self.folder.last)
-        if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not self.finished:
-            self._save(self.folder.path / f"epoch_{done}.pth")
+        keep = done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not self.finished
+        self._save(keep_as=done if keep else None)
         return evaluation
 
     def _evaluate(self) -> Evaluation:
@@ -272,10 +272,10 @@ class Trainer:
         sizes = {"AIR": self.data.sizes.query_test, "SIR": self.data.sizes.gallery_test}
         self.board.hardest_queries(evaluation, sizes, self.epoch)
         score = float(next(iter(evaluation.results.values())).mAP)  # AIR, or SIR in stage 0
-        if score > self.best:
+        if score > self.best or not self.folder.best.exists():
             self.best = score
             if self.ranks.is_main:
-                save_checkpoint(self.folder.best, self._weights())
+                save_checkpoint(self.folder.best, self._weights() | {"epoch": self.epoch})
         return evaluation
 
     def _weights(self) -> dict[str, Any]:
@@ -286,7 +286,8 @@ class Trainer:
             "identity_names": self.data.dataset.identity_names,
         }
 
-    def _save(self, path: Any, seconds: float | None = None) -> None:
+    def _save(self, seconds: float | None = None, keep_as: int | None = None) -> None:
+        """Write ``last.pth``, and the same as ``epoch_N.pth`` where it is to be kept."""
         skipped = sorted(set(gather_lists(sorted(self.skipped))))
         if not self.ranks.is_main:
             return
@@ -306,7 +307,10 @@ class Trainer:
             "optimizer_report": self.built.report,
             "scaler": self.scaler.state_dict(),
         }
-        save_checkpoint(path, self._weights() | training)
+        state = self._weights() | training
+        self.folder.save(state)
+        if keep_as is not None:
+            self.folder.save_epoch(state, keep_as)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         progress = saved["progress"]

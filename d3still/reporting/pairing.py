@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from d3still.runs.finished import Run
+from d3still.runs.inputs import relative_names
 
 PERCENT = 100.0
 
@@ -81,11 +81,3 @@ def _scores(arrays: Mapping[str, np.ndarray], protocol: str, measure: str) -> np
         return PERCENT * arrays[f"{protocol}_ap"]
     first_hit = arrays[f"{protocol}_first_hit"]
     return np.where(first_hit > 0, PERCENT * (first_hit == 1), np.nan)
-
-
-def relative_names(paths: Iterable[str]) -> list[str]:
-    """Paths below the folder that they all share, with forward slashes."""
-    texts = [str(path).replace("\\", "/") for path in paths]
-    folders = {text.rpartition("/")[0] for text in texts}
-    shared = os.path.commonpath(folders) if all(folders) else ""
-    return [text.removeprefix(shared).lstrip("/") for text in texts]

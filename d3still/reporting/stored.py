@@ -14,8 +14,8 @@ from d3still.errors import UserError
 from d3still.evaluation import RankedLists
 from d3still.files import write_atomically
 from d3still.reporting.lists import Embedded, RankedList, Ranking, rank
-from d3still.reporting.pairing import relative_names
 from d3still.runs.finished import METRICS, Run
+from d3still.runs.inputs import relative_names
 
 logger = logging.getLogger(__name__)
 

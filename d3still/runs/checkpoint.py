@@ -15,12 +15,6 @@ from d3still.files import write_atomically
 FORMAT = "d3still"
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files of a process that was killed while it wrote."""
-    for path in folder.glob(".*.pth.*"):
-        path.unlink(missing_ok=True)
-
-
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save a checkpoint, all of it or nothing."""
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
@@ -35,14 +29,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"no checkpoint at {path}; give the path of a last.pth") from error
+        raise UserError(f"there is no checkpoint {path}") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path} is not a readable checkpoint ({str(error).splitlines()[0] if str(error) else 'damaged'}); "
-            "delete it or resume from another one"
+            f"{path} is not a readable checkpoint ({str(error).splitlines()[0] if str(error) else 'damaged'})"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path} holds no {FORMAT} run to resume; give the last.pth of a run")
+        raise UserError(f"{path} is no checkpoint of a {FORMAT} run")
     return state
 
 

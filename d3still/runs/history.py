@@ -55,6 +55,16 @@ def write_history(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-    """Add one epoch's line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add one epoch's line.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space and start the command again: "
+            "it goes on from the last checkpoint"
+        ) from error
