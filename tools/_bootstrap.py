@@ -12,18 +12,30 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d3still.errors import UserError
+from d3still.logs import early_records
 from d3still.text import visible
 
-USER_ERROR, INTERRUPTED = 2, 130  # exit statuses
+USER_ERROR, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # exit statuses
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; what its user can put right ends in one line and exit status 2."""
     try:
-        with _console():
-            main()
+        try:
+            with _console(), early_records():
+                main()
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {visible(error)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except BrokenPipeError:  # who reads what is printed has seen enough, as head -1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_PIPE)
+    except OSError as error:
+        if error.filename is None:  # not about a file of the user's
+            raise
+        print(f"error: {visible(error.filename)}: {visible(error.strerror)}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

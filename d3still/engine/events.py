@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from d3still.data import ImageError
 from d3still.engine.retrieval import Evaluation
 from d3still.errors import UserError
+from d3still.logs import PACKAGE, early_records, log_file
 from d3still.reporting.pictures import worst_queries_picture
 from d3still.text import VisibleFormatter
 
 logger = logging.getLogger(__name__)
 
-LOG_FORMAT = "%(asctime)s %(message)s"
 BAR_SECONDS_TERMINAL, BAR_SECONDS_FILE = 0.5, 30.0  # seconds between two drawings of the bar
 EXAMPLES = 8  # pairs shown in TensorBoard
 
@@ -33,34 +33,33 @@ def logging_to(path: Path | None, quiet: bool = False) -> Iterator[None]:
 
     ``quiet`` leaves errors only, for ranks whose messages would repeat those of rank 0.
     """
-    root = logging.getLogger("d3still")
+    root = logging.getLogger(PACKAGE)
     root.setLevel(logging.ERROR if quiet else logging.INFO)
-    handlers: list[logging.Handler] = []
-    file: logging.Handler | None = None
-    if not root.handlers:
-        console = logging.StreamHandler(sys.stderr)
-        console.setFormatter(VisibleFormatter())
-        handlers.append(console)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(VisibleFormatter(LOG_FORMAT))
-        handlers.append(file)
-    for handler in handlers:
-        root.addHandler(handler)
-    try:
-        with logging_redirect_tqdm([root]):
+    with ExitStack() as stack:
+        if not root.handlers:
+            stack.enter_context(_console(root))
+        stack.enter_context(early_records())
+        file = None if path is None else stack.enter_context(log_file(path))
+        stack.enter_context(logging_redirect_tqdm([root]))
+        try:
             yield
-    except Exception as error:
-        if file is not None:  # the console gets it from whoever catches it
-            known = isinstance(error, UserError)
-            text, trace = (str(error), None) if known else ("stopped by an error", sys.exc_info())
-            file.handle(root.makeRecord(root.name, logging.ERROR, __file__, 0, text, (), trace))
-        raise
+        except Exception as error:
+            if file is not None:  # the console gets it from whoever catches it
+                known = isinstance(error, UserError)
+                text, trace = (str(error), None) if known else ("stopped by an error", sys.exc_info())
+                file.handle(root.makeRecord(root.name, logging.ERROR, __file__, 0, text, (), trace))
+            raise
+
+
+@contextmanager
+def _console(root: logging.Logger) -> Iterator[None]:
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(VisibleFormatter())
+    root.addHandler(console)
+    try:
+        yield
     finally:
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
+        root.removeHandler(console)
 
 
 def progress_bar(total: int, initial: int, description: str, enabled: bool) -> tqdm:

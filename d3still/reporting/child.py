@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from types import FrameType
 
 from d3still.errors import UserError
@@ -22,7 +23,7 @@ def run_in_child(function: Callable[..., object], *arguments: object) -> None:
     """Call a function in a fresh process and wait for it. The terminal stays its own, for progress bars.
 
     A SIGTERM or Ctrl-C that reaches this process is passed on, so that the child can save what it has; this
-    process ends once the child has.
+    process ends once the child has. If this process is killed, the child gets a SIGTERM.
 
     Args:
         function: importable by its module's name; what it returns is dropped.
@@ -55,6 +56,7 @@ def run_in_child(function: Callable[..., object], *arguments: object) -> None:
 
 def _call(sender: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
     """The child's whole life: an empty message where all went well, else what went wrong."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         function(*arguments)
     except UserError as error:
@@ -64,6 +66,13 @@ def _call(sender: Connection, function: Callable[..., object], arguments: tuple[
         sender.send(f"{type(error).__name__}: {error}".splitlines()[0])
     else:
         sender.send("")
+
+
+def _end_with_parent() -> None:
+    """Stop this process in good order when its parent is killed: started again, the parent starts another."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and wait([parent.sentinel]):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _why(status: int) -> str:

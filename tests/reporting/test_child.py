@@ -34,12 +34,19 @@ def test_whatever_goes_wrong_is_one_line(function, arguments, message):
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
-def test_sigterm_lets_the_child_save_first(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_child_of_a_stopped_or_killed_process_saves_and_ends(tmp_path, number):
+    """Else a comparison that is started again would train beside it."""
     command = [sys.executable, "-m", "tests.reporting.children", str(tmp_path)]
     with subprocess.Popen(command, cwd=REPOSITORY) as parent:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "there").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        parent.send_signal(signal.SIGTERM)
-        assert parent.wait(30) == 128 + signal.SIGTERM
-    assert (tmp_path / "saved").exists()
+        wait_for(tmp_path / "there")
+        parent.send_signal(number)
+        assert parent.wait(30) == (128 + number if number == signal.SIGTERM else -number)
+    wait_for(tmp_path / "saved")
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists()

@@ -1,6 +1,8 @@
 """What every command does around its own work."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -25,3 +27,19 @@ def test_how_a_published_config_is_read_is_told_once(bootstrap, tmp_path, monkey
     bootstrap.run(lambda: load_config(file))
     assert ("RAML.LAMBDA2 = 0.7482" in capsys.readouterr().err) is told
     assert (logging.getLogger("d3still").handlers, logging.getLogger("d3still").level) == before
+
+
+def test_a_file_that_cannot_be_made_is_one_line(bootstrap, tmp_path, capsys):
+    (tmp_path / "log").touch()
+    with pytest.raises(SystemExit) as ended:
+        bootstrap.run(lambda: (tmp_path / "log/emoji").mkdir())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/log/emoji: Not a directory\n"
+
+
+def test_a_closed_pipe_ends_a_command_quietly():
+    """`… | head -1`: what is printed after the reader is gone has nobody to read it."""
+    code = "import _bootstrap; _bootstrap.run(lambda: print('x' * 200_000))"
+    command = f'{sys.executable} -c "{code}" | head -c 1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY / "tools", capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (141, b"x", b"")

@@ -1,0 +1,46 @@
+"""What is logged before a run's folder is ready reaches its log file, and a full disk costs lines, not the run."""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from d3still.engine.events import logging_to
+from d3still.errors import UserError
+
+logger = logging.getLogger("d3still.tests")
+
+
+def messages(path):
+    return [line.split(" ", 2)[2] for line in path.read_text().splitlines()]
+
+
+def test_the_log_file_begins_with_what_came_before_it(tmp_path):
+    with logging_to(None):
+        logger.warning("DISTILLER.OLD is not read")
+        with logging_to(None), logging_to(tmp_path / "one.txt"):
+            logger.info("epoch 1")
+        logger.info("between")
+        with logging_to(tmp_path / "two.txt"):
+            logger.info("epoch 1 of another run")
+    assert messages(tmp_path / "one.txt") == ["DISTILLER.OLD is not read", "epoch 1"]
+    assert messages(tmp_path / "two.txt") == ["between", "epoch 1 of another run"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is always full")
+def test_a_full_disk_is_one_warning(capsys):
+    with logging_to(None), logging_to(Path("/dev/full")):
+        for epoch in range(3):
+            logger.info("epoch %d", epoch)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("/dev/full cannot be written any more; training goes on without it") == 1
+    assert [line for line in lines if line.startswith("epoch")] == ["epoch 0", "epoch 1", "epoch 2"]
+    assert "Traceback" not in "".join(lines)
+
+
+def test_a_log_file_that_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*log\.txt: Is a directory"):
+        (tmp_path / "log.txt").mkdir()
+        with logging_to(tmp_path / "log.txt"):
+            pass
