@@ -31,6 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--normalize", **switch, help="ONNX: take uint8 pixels and normalise them inside the graph")
     parser.add_argument("--l2", **switch, help="ONNX: divide features by their length inside the graph")
     parser.add_argument("--fixed-size", action="store_true", help="ONNX: fix height and width (always so for Swin)")
+    parser.add_argument("--with-resize", action="store_true", help="ONNX: take images of any size; resize in the graph")
     parser.add_argument("--costs", **switch, help="print what both networks cost")
     return parser.parse_args()
 
@@ -48,6 +49,7 @@ def main() -> None:
             normalize=args.normalize,
             l2=args.l2,
             fixed_size=args.fixed_size,
+            with_resize=args.with_resize,
             config=config,
         )
         print(f"{done.path}: {done.card['name']}, {done.card['bytes'] / 1e6:.1f} MB; model card {done.card_path}")

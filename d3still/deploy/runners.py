@@ -22,7 +22,7 @@ from d3still.modeling import RetrievalModel
 Runner = Callable[[Tensor], Tensor]
 """uint8 pixels (B, 3, height, width) on the CPU → L2-normalised features (B, D) on the CPU."""
 
-NORMALIZE_KEY, L2_KEY = "normalize", "l2"
+NORMALIZE_KEY, L2_KEY, RESIZE_KEY = "normalize", "l2", "resize"
 """Metadata of an ONNX file, "true" or "false": what its graph does itself."""
 _SEAL_KEY = "sha256"
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that onnxruntime has
@@ -38,11 +38,15 @@ class EmbeddingGraph(nn.Module):
         normalize: take uint8 pixels and normalise them here, as `d3still.data.Normalizer` does; otherwise
             take normalised float images.
         l2: divide each feature by its length.
+        resize: take images of any one size and resize them here, as `d3still.data.transforms.resize` does.
     """
 
-    def __init__(self, network: RetrievalModel, description: Description, normalize: bool, l2: bool) -> None:
+    def __init__(
+        self, network: RetrievalModel, description: Description, normalize: bool, l2: bool, resize: bool = False
+    ) -> None:
         super().__init__()
         self.network, self.normalize, self.l2 = network.eval(), normalize, l2
+        self.size = description.size if resize else None
         self.mirrored = description.mirrored
         mean, std = (
             torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
@@ -53,6 +57,9 @@ class EmbeddingGraph(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), uint8 0 … 255 or normalised float32 → (B, D) float32."""
+        if self.size:
+            images = F.interpolate(images.to(torch.float32), size=self.size, mode="bilinear", antialias=True)
+            images = images.round().clamp(0, PIXEL_RANGE)
         if self.normalize:
             images = images.to(torch.float32) * self.scale - self.offset
         features = self.network(images).retrieval_feat

@@ -30,3 +30,9 @@ def exported(run, tmp_path_factory):
 def many(tmp_path_factory):
     """600 pictures, for features that are made up."""
     return save_pictures(tmp_path_factory.mktemp("many"), 600)
+
+
+@pytest.fixture(scope="session")
+def resizing(run, tmp_path_factory):
+    """The same, with the resize in its graph."""
+    return export_network(run, "query", "onnx", tmp_path_factory.mktemp("resizing") / "query.onnx", with_resize=True)

@@ -97,6 +97,27 @@ def test_switches_leave_normalising_and_length_outside(run, tmp_path):
 
 
 @needs_onnx
+def test_a_graph_that_resizes_takes_images_of_any_size(run, resizing):
+    """What a browser runs: cosine to the whole pipeline of testing, on 200 small and 20 large pictures."""
+    embed = Embedder.from_checkpoint(run)
+    small = [picture(number, (16 + number % 61, 20 + number % 47)) for number in range(200)]
+    large = [picture(number, (600 + 20 * number, 900 - 10 * number)) for number in range(20)]
+    for images in (small, large):
+        found = np.concatenate([answer(resizing.path, torch.from_numpy(i).permute(2, 0, 1)[None]) for i in images])
+        assert (found * embed(images)).sum(1).min() >= 0.9999
+    assert Embedder.from_checkpoint(resizing.path)(large[0]) @ embed(large[0]) >= 0.9999, "the embedder runs it too"
+    graph = resizing.card["graph"]
+    assert graph["resizes"] and graph["input_shape"] == ["batch", 3, "height", "width"]
+    assert {"1 × 8 × 11", "1 × 87 × 116"} <= set(graph["differences"])
+
+
+def test_a_graph_that_resizes_takes_pixels_of_any_size(run, tmp_path):
+    for switches in ({"fixed_size": True}, {"normalize": False}):
+        with pytest.raises(UserError, match="leave out --fixed-size and --no-normalize"):
+            export_network(run, "query", "onnx", tmp_path / "q.onnx", with_resize=True, **switches)
+
+
+@needs_onnx
 def test_a_graph_that_differs_is_not_written(run, tmp_path, monkeypatch):
     class Biased:
         def __init__(self, session):
