@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint search-demo clean
+.PHONY: demo test test-slow lint search-demo serve-demo clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/demo.py
@@ -21,6 +21,14 @@ search-demo: $(VENV)/.deploy
 	$(BIN)/python tools/index_net.py search --weights $(SEARCH)/query.onnx --index $(SEARCH)/gallery.index \
 		--topk 5 --html $(SEARCH)/answers.html $(QUERIES)
 	$(BIN)/python benchmarks/deploy_agreement.py --run $(DEMO_RUN)
+
+# The same as a page to try, at http://127.0.0.1:8000; the query network runs in the browser where npm is there.
+serve-demo: $(VENV)/.serve
+	@test -f $(DEMO_RUN)/last.pth || { echo "there is no $(DEMO_RUN)/last.pth yet: run make demo first"; exit 2; }
+	$(BIN)/python tools/export_net.py --weights $(DEMO_RUN)/last.pth --part query --with-resize --no-costs \
+		--out $(SEARCH)/query-any-size.onnx
+	$(BIN)/python tools/index_net.py build --weights $(DEMO_RUN)/last.pth --out $(SEARCH)/gallery.index --overwrite
+	$(BIN)/python tools/serve_net.py --index $(SEARCH)/gallery.index --weights $(SEARCH)/query-any-size.onnx
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -43,7 +51,18 @@ $(VENV)/.deploy: requirements-deploy.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-deploy.txt
 	touch $@
 
-$(VENV)/.dev: requirements.txt requirements-dev.txt requirements-deploy.txt | $(VENV)/bin/python
+# onnxruntime-web goes into the environment, not into the repository; without npm the server embeds.
+ORT_WEB := onnxruntime-web@1.20.1
+$(VENV)/.serve: requirements-serve.txt $(VENV)/.deploy
+	@echo "installing requirements-serve.txt into $(VENV)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
+	@if command -v npm > /dev/null; then \
+		npm install --prefix $(VENV)/onnxruntime-web --ignore-scripts --no-audit --no-fund $(ORT_WEB) \
+		|| echo "$(ORT_WEB) cannot be had: the server will embed"; \
+	else echo "there is no npm: the server will embed"; fi
+	touch $@
+
+$(VENV)/.dev: requirements.txt requirements-dev.txt requirements-deploy.txt requirements-serve.txt | $(VENV)/bin/python
 	@echo "installing requirements-dev.txt into $(VENV), which takes some minutes the first time"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

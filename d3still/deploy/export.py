@@ -218,7 +218,8 @@ def checked_differences(
         answer = F.normalize(torch.from_numpy(session.run(None, {details["input"]: images.numpy()})[0]))
         resized = tuple(size) != description.size and graph.size is not None
         with torch.inference_mode():
-            expected = F.normalize(graph(resize(images, description.size) if resized else images))
+            pixels = torch.stack([resize(image, description.size) for image in images]) if resized else images
+            expected = F.normalize(graph(pixels))
         difference = float((answer - expected).abs().max())
         cosine = float((answer * expected).sum(1).min())
         found[" × ".join(map(str, (batch, *size)))] = difference

@@ -7,8 +7,9 @@ from types import ModuleType
 
 from d3still.errors import UserError
 
-INSTALL = "pip install -r requirements-deploy.txt"
-_PACKAGES = {"faiss": "faiss-cpu"}  # module → name to install, where the two differ
+INSTALL = "pip install -r requirements-{}.txt"
+_PACKAGES = {"faiss": "faiss-cpu", "prometheus_client": "prometheus-client", "python_multipart": "python-multipart"}
+_SERVE = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 
 
 def require(module: str, purpose: str) -> ModuleType:
@@ -25,5 +26,6 @@ def require(module: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         top = module.partition(".")[0]
-        package = _PACKAGES.get(top, top)
-        raise UserError(f"{purpose} needs the package {package} ({error}); install it with: {INSTALL}") from error
+        package = _PACKAGES.get(top, top)  # its name to install, where that differs from the module's
+        install = INSTALL.format("serve" if top in _SERVE else "milvus" if top == "pymilvus" else "deploy")
+        raise UserError(f"{purpose} needs the package {package} ({error}); install it with: {install}") from error

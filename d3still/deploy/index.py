@@ -16,7 +16,7 @@ from d3still import __version__
 from d3still.deploy.description import SHORT, Description
 from d3still.deploy.embedder import Embedder, embed_images, finite
 from d3still.deploy.index_file import load_index_file, save_index_file
-from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, remove, train
+from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, remove, train, without
 from d3still.deploy.listing import UNKNOWN, Box, GalleryImage, Stamp, absolute, list_images, stamps_of
 from d3still.deploy.recall import Queries, held_out, recall_queries, tune
 from d3still.errors import UserError
@@ -67,6 +67,7 @@ class GalleryIndex:
         if index.ntotal != len(images):
             raise UserError(f"the index holds {index.ntotal} features of {len(images)} images; build it again")
         self.index, self.images, self.header = index, images, header
+        self._named: dict[str, dict[str, np.ndarray]] = {}
         self.ids = np.arange(len(images)) if ids is None else np.array(ids, np.int64)
         self.next_id = int(self.ids.max(initial=-1)) + 1 if next_id is None else next_id
         self.stamps = [UNKNOWN] * len(images) if stamps is None else [tuple(stamp) for stamp in stamps]
@@ -178,6 +179,7 @@ class GalleryIndex:
     ) -> None:
         """Append features that ``blocks`` gives, of these images, from this index's own network."""
         add(self.index, blocks)
+        self._named = {}
         self.images.extend(images)
         self.stamps += [UNKNOWN] * len(images) if stamps is None else stamps
         self.ids = np.append(self.ids, np.arange(self.next_id, self.next_id + len(images)))
@@ -204,6 +206,7 @@ class GalleryIndex:
         removed = [self.images[row] for row in rows]
         if removed:
             self.index = remove(self.index, rows)
+            self._named = {}
             kept = np.delete(np.arange(len(self.images)), rows)
             self.images, self.stamps = [self.images[row] for row in kept], [self.stamps[row] for row in kept]
             self.ids = np.delete(self.ids, rows)
@@ -263,8 +266,39 @@ class GalleryIndex:
         rows = self._matches(np.atleast_2d(features), topk)
         return rows[0] if features.ndim == 1 else rows
 
-    def search_features(self, features: np.ndarray, topk: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    def find(
+        self,
+        features: np.ndarray,
+        topk: int = 10,
+        without_identity: str | None = None,
+        without_camera: str | None = None,
+    ) -> list[list[Match]]:
+        """The best gallery images for each feature (Q, D), best first.
+
+        Args:
+            features: of length 1.
+            topk: answers a query.
+            without_identity: images of this identity are passed over.
+            without_camera: images of this camera are passed over.
+
+        Raises:
+            UserError: as of `search_features`.
+        """
+        named = {"identity": without_identity, "camera": without_camera}
+        rows = [self._rows(field)[name] for field, name in named.items() if name is not None]
+        return self._matches(features, topk, np.unique(np.concatenate(rows)) if rows else None)
+
+    def image_of(self, id: int) -> GalleryImage | None:
+        """The image of an id; None where the index holds none."""
+        row = int(np.searchsorted(self.ids, id))
+        return self.images[row] if row < len(self.ids) and self.ids[row] == id else None
+
+    def search_features(
+        self, features: np.ndarray, topk: int = 10, passed_over: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and positions in ``images``, both (Q, topk), of features (Q, D) of length 1; −1 where there are fewer.
+
+        Positions in ``passed_over`` are none of the answers.
 
         Raises:
             UserError: features of another width, not finite, or a topk below 1.
@@ -278,7 +312,10 @@ class GalleryIndex:
         finite(features, [f"query {number}" for number in range(len(features))])
         if not self.images:
             return np.empty((len(features), 0), np.float32), np.empty((len(features), 0), np.int64)
-        return self.index.search(features, min(topk, len(self.images)))
+        topk = min(topk, len(self.images))
+        if passed_over is None or not len(passed_over):
+            return self.index.search(features, topk)
+        return self.index.search(features, topk, params=without(self.index, passed_over))
 
     def features(self) -> np.ndarray:
         """Features (N, D) of all images, in the order of ``images``; of an "ivfpq" index what its codes tell."""
@@ -326,8 +363,23 @@ class GalleryIndex:
     def __len__(self) -> int:
         return len(self.images)
 
-    def _matches(self, features: np.ndarray, topk: int) -> list[list[Match]]:
-        scores, positions = self.search_features(features, topk)
+    @property
+    def width(self) -> int:
+        """D of its features."""
+        return self.index.d
+
+    def _rows(self, field: str) -> dict[str, np.ndarray]:
+        """Name → rows, of all identities or of all cameras; made at the first search that asks for it."""
+        if field not in self._named:
+            rows: dict[str, list[int]] = defaultdict(list)
+            for row, image in enumerate(self.images):
+                rows[getattr(image, field)].append(row)
+            none = np.empty(0, np.int64)
+            self._named[field] = defaultdict(lambda: none, {name: np.array(found) for name, found in rows.items()})
+        return self._named[field]
+
+    def _matches(self, features: np.ndarray, topk: int, passed_over: np.ndarray | None = None) -> list[list[Match]]:
+        scores, positions = self.search_features(features, topk, passed_over)
         return [
             [
                 Match(float(score), *self.images[place], int(self.ids[place]))

@@ -1,0 +1,118 @@
+"""Serve a gallery: python tools/serve_net.py --index gallery.index --weights query.onnx
+
+Then open http://127.0.0.1:8000. With a query network that was exported with --with-resize, and onnxruntime-web
+beside (make serve-demo gets it), the page embeds in the browser and no picture leaves the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import socket
+import sys
+from pathlib import Path
+
+import _bootstrap
+
+from d3still.config import load_config
+from d3still.deploy import Embedder, GalleryIndex
+from d3still.deploy.extras import require
+from d3still.deploy.listing import GalleryImage, list_images, run_dataset
+from d3still.deploy.network_files import ONNX
+from d3still.deploy.service import Limits, create_app
+from d3still.engine.events import logging_to
+from d3still.errors import UserError
+
+RUNTIME = Path(sys.prefix) / "onnxruntime-web/node_modules/onnxruntime-web/dist"
+SAMPLES = 12
+DRAIN_SECONDS = 10  # for requests that are at work when the service is told to stop
+
+logger = logging.getLogger("d3still.serve")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    limits = Limits()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--index", required=True, type=Path, help="the index file")
+    parser.add_argument("--weights", type=Path, help="the query network: query.onnx, or a run's last.pth")
+    parser.add_argument("--part", choices=("query", "gallery"), help="which of its networks")
+    parser.add_argument("--config-file", "--cfg", help="the YAML file of published weights")
+    parser.add_argument("--samples", help="query images for the page: a folder or CSV; left out: the run's own queries")
+    parser.add_argument("--runtime", type=Path, default=RUNTIME, help="the folder of onnxruntime-web's files")
+    parser.add_argument("--host", default="127.0.0.1", help="another one lets other machines in")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--max-upload", type=int, default=limits.upload, help="bytes of a request")
+    parser.add_argument("--max-pixels", type=int, default=limits.pixels, help="of an image")
+    parser.add_argument("--max-topk", type=int, default=limits.topk)
+    parser.add_argument("--max-requests", type=int, default=limits.requests, help="at work at once")
+    parser.add_argument("--max-seconds", type=float, default=limits.seconds, help="a request")
+    return parser.parse_args()
+
+
+def sample_queries(named: str | None, embedder: Embedder | None) -> list[GalleryImage]:
+    """Query images for the page, of different identities where these are known."""
+    if named:
+        listed = list_images(named)
+    elif embedder is None:
+        return []
+    else:
+        try:
+            listed = list_images(run_dataset(embedder.description).query)
+        except (UserError, KeyError):  # the data is not on this machine
+            return []
+    firsts = list({image.identity or image.path: image for image in reversed(listed)}.values())[::-1]
+    return firsts[:: max(1, len(firsts) // SAMPLES)][:SAMPLES]
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        UserError: it is in use, or not to be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((host, port))
+        taken.listen()
+    except (OSError, OverflowError) as error:
+        taken.close()
+        raise UserError(f"cannot listen at {host} port {port}: {error}; choose another --port or --host") from error
+    return taken
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    args = parse()
+    uvicorn = require("uvicorn", "the search service")
+    with logging_to(None):
+        gallery = GalleryIndex.load(args.index)
+        config = load_config(args.config_file) if args.config_file else None
+        embedder = Embedder.from_checkpoint(args.weights, args.part, config=config) if args.weights else None
+        query_file = args.weights if args.weights and args.weights.suffix == ONNX else None
+        limits = Limits(args.max_upload, args.max_pixels, args.max_topk, args.max_requests, args.max_seconds)
+        samples = sample_queries(args.samples, embedder)
+        runtime = args.runtime if args.runtime.is_dir() else None
+        app = create_app(gallery, embedder, query_file, samples, limits, runtime)
+        listening = bound(args.host, args.port)
+        host, port = listening.getsockname()[:2]
+        logger.info("%d images at http://%s:%d", len(gallery), f"[{host}]" if ":" in host else host, port)
+        if not is_loopback(args.host):
+            logger.warning("whoever reaches %s port %d may search, and see every gallery image", host, port)
+        options = {"log_level": "warning", "timeout_graceful_shutdown": DRAIN_SECONDS}
+        uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    _bootstrap.run(main)
