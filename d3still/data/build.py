@@ -22,7 +22,8 @@ def build_dataset(
     Args:
         name: a registered name (VeRi776, MSMT17, CUB200, InShop, SOP, emoji, folder, csv, …).
         root: the dataset's folder or the one that holds it.
-        split: "test", or "val" for identities held out of the training set, where the dataset has them.
+        split: "test", or "val" for identities held out of the training set: those that the dataset names for it, else
+            every seventh (`RetrievalDataset.hold_out`).
         camera_pattern: for datasets that take one, a regular expression whose group 1 is the camera.
 
     Raises:
@@ -39,13 +40,13 @@ def build_dataset(
     options: dict[str, str] = {}
     if "split" in known:
         options["split"] = split
-    elif split != "test":
-        raise UserError(f"DATASETS.SPLIT '{split}': {name} has no such split, only 'test'")
     if "camera_pattern" in known:
         options["camera_pattern"] = camera_pattern
     elif camera_pattern:
         raise UserError(f"DATASETS.CAMERA_PATTERN: {name} has its own rule for cameras; leave the key empty")
     dataset = load(root, **options)
+    if split == "val" and "split" not in known:
+        dataset = dataset.hold_out()
     for note in dataset.notes:
         logger.warning("%s: %s", name, note)
     return dataset

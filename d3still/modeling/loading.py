@@ -111,27 +111,30 @@ def load_imagenet_weights(model: RetrievalModel, path: str = "") -> LoadReport:
     return load_weights(model, _download(source, model.name))
 
 
-def _download(source: WeightsEnum, name: str) -> Path:
-    """torchvision's file, downloaded into torch's cache unless it is there already; whole, by the hash in its name."""
-    file = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(source.url).name)
-    sha256 = file.stem.rpartition("-")[2]
+def _download(source: WeightsEnum, name: str) -> Mapping[str, Tensor]:
+    """torchvision's weights, from torch's cache if they are there."""
     try:
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(source.url, str(file), hash_prefix=sha256, progress=False)
-        require_regular(file)
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        _require_whole(Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(source.url).name))
+        return source.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (URLError, OSError, RuntimeError) as error:  # no network; disk; a hash that differs
         raise UserError(
             f"ImageNet weights of {name} could not be downloaded ({first_line(error)}); fetch {source.url} elsewhere "
             f"and set {_PRETRAIN_KEY} to the file, or DISTILLER.STUDENT_PRETRAIN_CHOICE to False"
         ) from error
-    if not found.startswith(sha256):
+
+
+def _require_whole(cached: Path) -> None:
+    """Compare a file in torch's cache with the hash in its name, as torch does only when it downloads."""
+    if not cached.exists():
+        return
+    require_regular(cached)
+    expected = cached.stem.rpartition("-")[2]
+    found = hashlib.sha256(cached.read_bytes()).hexdigest()
+    if not found.startswith(expected):
         raise UserError(
-            f"{file}: is damaged (its SHA-256 begins with {found[: len(sha256)]}, not {sha256}); "
+            f"{cached}: is damaged (its SHA-256 begins with {found[: len(expected)]}, not {expected}); "
             "delete it, and the next start downloads it again"
         )
-    return file
 
 
 def _choose(weights: Weights, model: RetrievalModel, part: str | None) -> dict[str, Tensor]:

@@ -49,6 +49,15 @@ def test_patterns_that_do_not_work(tmp_path, pattern, words):
     assert "DATASETS.CAMERA_PATTERN" in str(caught.value)
 
 
+def test_a_validation_folder_is_what_validation_tests(tmp_path):
+    own(tmp_path)
+    save_all(tmp_path / "validation", ["cap/a.jpg", "cap/b.jpg"])
+    data = build_dataset("folder", tmp_path, split="val")
+    assert rows(data.query, tmp_path) == [("validation/cap/a.jpg", 0, 0), ("validation/cap/b.jpg", 0, 1)]
+    assert data.gallery == data.query and len(data.train) == 4
+    assert len(build_dataset("folder", tmp_path).query) == 4
+
+
 def test_a_test_folder_is_query_and_gallery(tmp_path):
     save_all(tmp_path, ["train/1/a.jpg", "test/2/a.jpg", "test/2/b.jpg", "test/-1/c.jpg"])
     data = build_dataset("folder", tmp_path)
@@ -99,8 +108,14 @@ def test_a_table(tmp_path):
         (lambda text: text.replace(",", " , ").replace("path", "Path") + "\n , ,,\n", "utf-8"),
         (lambda text: text.replace(",", ";"), "utf-8"),
         (lambda text: text.replace("images/a.jpg", '"images/a.jpg"').replace("train", "Train"), "utf-8"),
+        (lambda text: text.replace(",", "\t"), "utf-8"),
+        (lambda text: text.replace(",", "\t").replace("\n", "\r\n"), "utf-16"),  # a spreadsheet's "Unicode text"
+        (lambda text: text.replace("images/", "images\\"), "utf-8"),
+        (lambda text: text.replace("images/", ".\\images\\").replace("\n", "\r\n"), "utf-8-sig"),
+        (lambda text: text.replace("path", "filename").replace("identity", "pid").replace("camera", "camid"), "utf-8"),
+        (lambda text: text.replace("path,identity", "Image_Path,Label").replace("split", "set"), "utf-8"),
     ],
-    ids=["bom", "crlf", "blanks", "semicolons", "quotes"],
+    ids=["bom", "crlf", "blanks", "semicolons", "quotes", "tabs", "utf-16", "backslashes", "windows", "re-id", "set"],
 )
 def test_a_table_as_spreadsheets_write_it(tmp_path, change, encoding):
     expected = build_dataset("csv", table(tmp_path))
@@ -122,6 +137,51 @@ def test_numbered_cameras_and_a_test_split(tmp_path):
     data = build_dataset("csv", table(tmp_path, text))
     assert data.query == data.gallery
     assert [s.camera for s in data.query] == [4, 5]  # a blank one is the file's own
+
+
+OML = """label,path,split,is_query,is_gallery,x_1,x_2,y_1,y_2,category
+0,images\\a.jpg,train,,,,,,,bag
+1,images/b.jpg,train,,,0,4,1,3,bag
+2,images/ü c.jpg,validation,True,False,1.0,3.0,0.0,4.0,cap
+2,images/d.jpg,validation,1,1,,,,,cap
+"""
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_table_of_open_metric_learning(tmp_path, split):
+    # its columns: https://open-metric-learning.readthedocs.io, "Dataset's format"; x_1, y_1 is the upper left corner
+    data = build_dataset("csv", table(tmp_path, OML), split=split)
+    assert rows(data.train, tmp_path) == [("images/a.jpg", 0, 0), ("images/b.jpg", 1, 1)]
+    assert [sample.box for sample in data.train] == [None, (0, 1, 4, 3)]
+    assert rows(data.query, tmp_path) == [("images/d.jpg", 2, 0), ("images/ü c.jpg", 2, 1)]
+    assert rows(data.gallery, tmp_path) == [("images/d.jpg", 2, 0)]
+    assert data.query[1].box == (1, 0, 3, 4) and data.query[0].name == "2"
+
+
+def test_validation_rows_beside_a_test_are_for_validation_alone(tmp_path):
+    text = TABLE + "images/a.jpg,scarf,left,validation\nimages/b.jpg,scarf,right,val\n"
+    text = text.replace("images/a.jpg,shoe,left,train\n", "")
+    assert build_dataset("csv", table(tmp_path, text)).query[0].name == "cap"
+    data = build_dataset("csv", tmp_path, split="val")
+    assert [(s.name, s.camera) for s in data.query] == [("scarf", 0), ("scarf", 1)] and data.gallery == data.query
+    assert [s.name for s in data.train] == ["hat"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("True,False", "False,False", "line 4: an image of split 'validation' is neither is_query nor is_gallery"),
+        ("True,False", "Tue,False", "line 4: is_query is 'Tue', neither True nor False"),
+        ("0,4,1,3", "0,4,,3", "line 3: the box 0, , 4, 3 is not left, top, right, bottom"),
+        ("0,4,1,3", "4,0,1,3", "line 3: the box 4, 1, 0, 3 .* is empty"),
+        ("0,4,1,3", "0,1e999,1,3", "line 3: the box 0, 1, 1e999, 3 is not"),
+        ("label,path", "label,pid", "line 1: label and pid may each be the identity"),
+        ("label,path", "path,path", "line 1: two columns path may each be the path"),
+    ],
+)
+def test_mistakes_in_such_a_table(tmp_path, old, new, words):
+    with pytest.raises(UserError, match=rf"data\.csv {words}"):
+        build_dataset("csv", table(tmp_path, OML.replace(old, new)))
 
 
 @pytest.mark.parametrize(

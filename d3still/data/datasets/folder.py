@@ -11,12 +11,15 @@ from d3still.data.datasets.files import child, require_child, require_images, so
 from d3still.errors import UserError
 
 NAME = "folder"
+VALIDATION = "validation"
 _KEY = "DATASETS.CAMERA_PATTERN"
 
 
 @DATASETS.register(NAME)
-def folder(root: Path, *, camera_pattern: str = "") -> RetrievalDataset:
+def folder(root: Path, *, split: str = "test", camera_pattern: str = "") -> RetrievalDataset:
     """Images in a folder for each identity; a folder test/ serves as query and gallery at once.
+
+    So does validation/, where ``split`` is "val"; without it training identities are held out.
 
     Identities are the folders' names, −1 in the gallery being junk. Each file is its own camera unless
     ``camera_pattern``, searched for in the file's name, gives the camera as its group 1.
@@ -25,13 +28,17 @@ def folder(root: Path, *, camera_pattern: str = "") -> RetrievalDataset:
         UserError: folders or images are missing, or a file name does not fit the pattern.
     """
     names = ("train", "test", "test") if child(root, "test") else ("train", "query", "gallery")
+    own_validation = split == "val" and child(root, VALIDATION) is not None
+    if own_validation:
+        names = ("train", VALIDATION, VALIDATION)
     parts = [_part(require_child(root, name)) for name in names]
     if camera_pattern:
         cameras = _cameras([path for part in parts for path in part], camera_pattern)
         records = [[Record(p, identity, cameras[p]) for p, identity in part.items()] for part in parts]
     else:
         records = [[Record(p, identity) for p, identity in part.items()] for part in parts]
-    return RetrievalDataset.from_records(NAME, *records)
+    dataset = RetrievalDataset.from_records(NAME, *records)
+    return dataset.hold_out() if split == "val" and not own_validation else dataset
 
 
 def _part(part: Path) -> dict[str, str]:
@@ -57,7 +64,7 @@ def _cameras(paths: Sequence[str], pattern: str) -> dict[str, int]:
     if wrong:
         raise UserError(f"{_KEY} '{pattern}' finds no camera in the name of {some(wrong)}")
     values = set(found.values())
-    if all(value.isdecimal() for value in values):
+    if all(re.fullmatch("[0-9]{1,18}", value) for value in values):  # more digits than an int64 holds are a name
         first = min(1, *(int(value) for value in values))
         return {path: int(value) - first for path, value in found.items()}
     order = {value: place for place, value in enumerate(sorted(values))}
