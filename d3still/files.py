@@ -60,6 +60,26 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def user_path(path: str | os.PathLike[str], what: str = "") -> Path:
+    """A path as a person writes it: ``~`` and ``~name`` are home folders.
+
+    Args:
+        path: as written.
+        what: what an error should name as its place, such as a key.
+
+    Raises:
+        UserError: there is no such home folder, or no file can have this name.
+    """
+    problem = "holds a NUL character" if "\0" in os.fspath(path) else ""
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError:
+        problem = "begins with a user who has no home folder here"
+    if problem:
+        raise UserError(f"{what or 'the path'} '{os.fspath(path)}' {problem}; write the whole path")
+    return expanded
+
+
 def require_regular(path: str | os.PathLike[str]) -> int:
     """Whether ``path``, links followed, is a regular file; its size in bytes.
 

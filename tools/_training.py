@@ -7,7 +7,7 @@ from pathlib import Path
 import _bootstrap  # noqa: F401  (puts the repository on the import path)
 import yaml
 
-from d3still.config import dump_config, load_config
+from d3still.config import dump_config, load_config, read_tree
 from d3still.engine import train
 from d3still.errors import UserError
 from d3still.reporting.child import run_in_child
@@ -38,7 +38,7 @@ def is_finished(planned: PlannedRun) -> bool:
     folder = RunFolder(planned.folder)
     if not (folder.metrics.exists() and folder.config.exists()):
         return False
-    written = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    written = read_tree(folder.config.read_text(encoding="utf-8"), str(folder.config))
     differing = config_differences(written, yaml.safe_load(dump_config(planned.cfg)))
     if differing:
         raise UserError(

@@ -1,5 +1,6 @@
 """The config: the schema, the loader, published keys, and the paths that follow from a config."""
 
+from d3still.config.bounded import read_tree
 from d3still.config.load import dump_config, load_config, user_code
 from d3still.config.node import Config, get_cfg
 from d3still.config.paths import REPOSITORY, filled_in, run_dir, weight_path
@@ -13,6 +14,7 @@ __all__ = [
     "filled_in",
     "get_cfg",
     "load_config",
+    "read_tree",
     "run_dir",
     "user_code",
     "weight_path",

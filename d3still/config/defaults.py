@@ -20,9 +20,11 @@ from d3still.config.rules import (
     FRACTION,
     NOT_NEGATIVE,
     PADDING,
+    PATH,
     PIXELS,
     POSITIVE,
     RE_RANKING,
+    RUN_NAME,
     SEED,
     SIZE,
     STRIDE,
@@ -50,11 +52,11 @@ _C.DISTILLER = Node()
 _C.DISTILLER.TYPE = "NONE"  # NONE (stage 0) | a baseline (stage 1) | ACD (stage 2)
 _C.DISTILLER.TEACHER_NAME = "ResNet101"
 _C.DISTILLER.TEACHER_LAST_STRIDE = 1, STRIDE
-_C.DISTILLER.TEACHER_MODEL_PATH = ""  # weights of the gallery network; {root} and the like: configs/README.md
+_C.DISTILLER.TEACHER_MODEL_PATH = "", PATH  # weights of the gallery network; {root} and the like: configs/README.md
 _C.DISTILLER.STUDENT_NAME = "ResNet18"
 _C.DISTILLER.STUDENT_LAST_STRIDE = 1, STRIDE
 _C.DISTILLER.STUDENT_PRETRAIN_CHOICE = True  # False: train from scratch
-_C.DISTILLER.STUDENT_PRETRAIN_PATH = ""  # stage 2: the stage-1 result; else ImageNet weights, "" = download
+_C.DISTILLER.STUDENT_PRETRAIN_PATH = "", PATH  # stage 2: the stage-1 result; else ImageNet weights, "" = download
 
 _C.INPUT = Node()
 _C.INPUT.STUDENT_SIZE_TRAIN = [64, 64], SIZE  # height, width
@@ -73,7 +75,7 @@ _C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225], THREE_POSITIVE
 
 _C.DATASETS = Node()
 _C.DATASETS.NAMES = "SOP"
-_C.DATASETS.ROOT_DIR = "datasets"  # the dataset's folder, or the one that holds it
+_C.DATASETS.ROOT_DIR = "datasets", PATH  # the dataset's folder, or the one that holds it
 _C.DATASETS.SPLIT = "test", one_of("test", "val")  # val: identities held out of the training set
 _C.DATASETS.CAMERA_PATTERN = "", CAMERA_PATTERN  # folder datasets: a regular expression whose group 1 is the camera
 
@@ -113,7 +115,7 @@ _C.SOLVER.SEED = 2024, SEED
 
 _C.TEST = Node()
 _C.TEST.IMS_PER_BATCH = 512, AT_LEAST_1
-_C.TEST.WEIGHTS = ""  # a checkpoint to test instead of the run's own last.pth
+_C.TEST.WEIGHTS = "", PATH  # a checkpoint to test instead of the run's own last.pth
 _C.TEST.FLIP_FEATS = False  # add the features of the mirrored image
 _C.TEST.TEST_METRIC = "cosine", one_of("cosine", "euclidean")
 _C.TEST.EXCLUDE_SAME_CAMERA = True  # drop gallery images of the query's identity and camera
@@ -121,5 +123,5 @@ _C.TEST.RE_RANKING = False
 _C.TEST.RE_RANKING_PARAMETER = [60, 10, 0.3], RE_RANKING  # k1, k2, lambda
 
 _C.OUTPUT_DIR = Node()
-_C.OUTPUT_DIR.ROOT_PATH = "log"
-_C.OUTPUT_DIR.EXPERIMENT_NAME = ""  # "" = DATASET/CONFIG_STEM
+_C.OUTPUT_DIR.ROOT_PATH = "log", PATH
+_C.OUTPUT_DIR.EXPERIMENT_NAME = "", RUN_NAME  # "" = DATASET/CONFIG_STEM

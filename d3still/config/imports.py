@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from d3still.errors import UserError
+from d3still.files import user_path
 
 IMPORTS_KEY = "EXPERIMENT.IMPORTS"
 
@@ -46,7 +47,7 @@ def _find_file(entry: str, folder: Path) -> Path | None:
     names = (entry,) if entry.endswith(".py") else (f"{entry}.py", f"{entry.replace('.', '/')}.py")
     for place in (folder, Path.cwd()):
         for name in names:
-            file = place / Path(name).expanduser()
+            file = place / user_path(name)
             if file.is_file():
                 return file.resolve()
     if entry.endswith(".py"):

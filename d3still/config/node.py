@@ -17,6 +17,7 @@ from d3still.config.published import translate, translate_overrides
 from d3still.config.reader import COMMAND_LINE, Setting, read_layers, shown
 from d3still.config.sections import added_sections, known_defaults, leaves, schema
 from d3still.errors import UserError
+from d3still.files import user_path
 
 NEAR = 0.75  # difflib's ratio from which a known key counts as a misspelt one
 
@@ -47,7 +48,7 @@ class Config(CfgNode):
             settings = translate(layer, self.__dict__["_settings"] | values)
             values |= self._understood(settings, layer.file.parent, values)
         self._assign(values)
-        self.__dict__["config_file"] = Path(cfg_filename).expanduser().resolve()
+        self.__dict__["config_file"] = user_path(cfg_filename).resolve()
 
     def merge_from_list(self, cfg_list: Iterable[Any]) -> None:
         """Merge ``[KEY, VALUE, …]`` as given on a command line; published keys are understood.

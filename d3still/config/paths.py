@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from d3still.config.node import Config
+from d3still.files import user_path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = "configs"
@@ -32,7 +33,7 @@ def default_experiment_name(cfg: Config, file: Path) -> str:
 
 def run_dir(cfg: Config) -> Path:
     """The run's folder, ``ROOT_PATH/EXPERIMENT_NAME/seedN``; it is not created."""
-    root = Path(cfg.OUTPUT_DIR.ROOT_PATH).expanduser()
+    root = user_path(cfg.OUTPUT_DIR.ROOT_PATH, "OUTPUT_DIR.ROOT_PATH")
     return root / cfg.OUTPUT_DIR.EXPERIMENT_NAME / f"seed{cfg.SOLVER.SEED}"
 
 
@@ -65,7 +66,7 @@ def weight_path(cfg: Config, value: str) -> Path:
     A relative path is looked for in the current folder, the repository, and the ``checkpoints`` folder of either;
     where it is nowhere, the first place is returned, for the caller to report.
     """
-    path = Path(filled_in(cfg, value)).expanduser()
+    path = user_path(filled_in(cfg, value))
     if path.is_absolute():
         return path
     places = (Path.cwd(), REPOSITORY, Path.cwd() / CHECKPOINTS, REPOSITORY / CHECKPOINTS)

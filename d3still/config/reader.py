@@ -14,11 +14,15 @@ from typing import Any
 
 import yaml
 
+from d3still.config.bounded import MAX_LETTERS, compose
 from d3still.errors import UserError
+from d3still.files import require_regular, user_path
 
 BASE_KEY = "_BASE_"
 COMMAND_LINE = "command line"
-MAX_DEPTH = 8  # deeper than any section; stops a YAML alias that contains itself
+MAX_DEPTH = 8  # deeper than any section
+MAX_BASES = 64  # files, each building on the next
+MAX_BYTES = 4 * MAX_LETTERS  # the most that so many letters take in UTF-8
 NULL_TEXTS = ("", "~", "null", "Null", "NULL")
 
 
@@ -46,24 +50,31 @@ class Layer:
 def read_layers(file: str | Path) -> list[Layer]:
     """The layers of a config, those of its ``_BASE_`` files first; later ones override earlier ones.
 
+    A file that several build on is read once, and stands where the last of them needs it.
+
     Raises:
         UserError: for a file that is missing, not YAML, or that builds on itself.
     """
-    return _collect(Path(file).expanduser(), ())
+    layers: dict[Path, Layer] = {}
+    _collect(user_path(file), (), layers)
+    return list(reversed(layers.values()))
 
 
-def _collect(file: Path, above: tuple[Path, ...]) -> list[Layer]:
+def _collect(file: Path, above: tuple[Path, ...], layers: dict[Path, Layer]) -> None:
+    """Add a file, then those it builds on, the last of them first."""
     resolved = file.resolve()
     if resolved in above:
         chain = " -> ".join(shown(path) for path in (*above[above.index(resolved) :], resolved))
         raise UserError(f"{shown(file)}: {BASE_KEY} goes round in a circle ({chain}); take one link out")
-    layer = read_layer(file)
-    layers: list[Layer] = []
-    for base in layer.bases:
-        if not base.is_file():
+    if resolved in layers:
+        return
+    if len(above) == MAX_BASES:
+        raise UserError(f"{shown(file)}: {MAX_BASES} files build on each other; join some of them")
+    layers[resolved] = layer = read_layer(file)
+    for base in reversed(layer.bases):
+        if not base.exists():
             raise UserError(f"{shown(file)}: {BASE_KEY} names {shown(base)}, which does not exist; correct the path")
-        layers.extend(_collect(base, (*above, resolved)))
-    return [*layers, layer]
+        _collect(base, (*above, resolved), layers)
 
 
 def read_layer(file: Path) -> Layer:
@@ -73,7 +84,7 @@ def read_layer(file: Path) -> Layer:
     bases = [] if base is None else base.value if isinstance(base.value, list) else [base.value]
     if not all(isinstance(entry, str) and entry for entry in bases):
         raise UserError(f"{base.where}: {BASE_KEY} takes a path or a list of paths, e.g. ../_base_/acd.yaml")
-    return Layer(file, settings, [file.parent / Path(entry).expanduser() for entry in bases])
+    return Layer(file, settings, [file.parent / user_path(entry, f"{base.where}: {BASE_KEY}") for entry in bases])
 
 
 def parse_list(text: str) -> list[Any] | None:
@@ -84,8 +95,8 @@ def parse_list(text: str) -> list[Any] | None:
     if text[:1] != "[":
         text = f"[{text}]"
     try:
-        return _plain(yaml.compose(text, Loader=yaml.BaseLoader), "", 0)
-    except (yaml.YAMLError, RecursionError, UserError):
+        return _plain(compose(text, "list"), "", 0)
+    except UserError:
         return None
 
 
@@ -93,6 +104,8 @@ def _compose(file: Path) -> yaml.Node:
     if file.is_dir():
         raise UserError(f"{file} is a folder; name a config file in it, e.g. --config-file {file}/rop.yaml")
     try:
+        if require_regular(file) > MAX_BYTES:
+            raise UserError(f"config file {file} is larger than any config ({MAX_BYTES} bytes); name another file")
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, [path.name for path in file.parent.glob("*.y*ml")], n=1)
@@ -103,15 +116,7 @@ def _compose(file: Path) -> yaml.Node:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"config file {file} cannot be read ({reason}); check its permissions") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{shown(file)}{line}: not valid YAML ({error.problem}); correct that line") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{shown(file)}: not valid YAML ({reason}); correct the file") from None
+    node = compose(text, shown(file))
     if not isinstance(node, yaml.MappingNode):
         found = "is empty" if node is None else "holds no sections"
         raise UserError(f"{shown(file)} {found}; a config is sections of keys, e.g. 'SOLVER: {{MAX_EPOCHS: 120}}'")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
+
+from d3still.errors import UserError
+from d3still.files import user_path
 
 
 @dataclass(frozen=True)
@@ -79,4 +83,17 @@ def _with_camera(pattern: str) -> bool:
         return False
 
 
+def _can_be_a_path(text: str) -> bool:
+    try:
+        return bool(user_path(text))
+    except UserError:
+        return False
+
+
+def _is_below(name: str) -> bool:
+    return _can_be_a_path(name) and not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
+
+
+PATH = Rule("a path: without a NUL character, and ~name only for a user who has a home folder here", _can_be_a_path)
+RUN_NAME = Rule("a name below OUTPUT_DIR.ROOT_PATH, e.g. veri/mine", _is_below)
 CAMERA_PATTERN = Rule("a regular expression with the camera in parentheses, e.g. '_c(\\d+)'", _with_camera)

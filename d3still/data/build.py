@@ -8,6 +8,7 @@ from pathlib import Path
 
 from d3still.data.datasets import DATASETS, RetrievalDataset
 from d3still.errors import UserError
+from d3still.files import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def build_dataset(
     load = DATASETS.get(name)
     if split not in SPLITS:
         raise UserError(f"DATASETS.SPLIT '{split}' is not one of {', '.join(SPLITS)}")
-    root = Path(root).expanduser()
+    root = user_path(root, "DATASETS.ROOT_DIR")
     if not root.exists():
         raise UserError(f"{name}: {root} does not exist; set DATASETS.ROOT_DIR to the folder with the data")
     known = inspect.signature(load).parameters

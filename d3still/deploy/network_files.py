@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
+from d3still.config import read_tree
 from d3still.deploy.description import CLASSIFIER, PARTS, Description, describe, weights_hash
 from d3still.deploy.extras import require
 from d3still.errors import UserError
@@ -138,10 +138,7 @@ def _config_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
             f"{path}: carries no config, so that its network and input size are unknown; name its YAML file "
             "with --config-file (config=load_config(FILE) in Python)"
         )
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: its config cannot be read ({' '.join(str(error).split())})") from error
+    config = read_tree(text, f"the config in {path}")
     if not isinstance(config, dict) or not {"DISTILLER", "INPUT", "TEST"} <= config.keys():
         raise UserError(f"{path}: its config lacks the sections DISTILLER, INPUT and TEST")
     return config

@@ -74,7 +74,7 @@ def check_finite(values: Any, what: str) -> None:
     named = ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
     raise UserError(
         f"{len(rows)} of {len(values)} {what} are NaN or infinite (those of images {named}, counted from 0): "
-        "look at these images, or for a run that diverged"
+        "look at these images, and at whether the training diverged"
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from d3still.errors import UserError
+from d3still.files import user_path
 from d3still.modeling.torch_file import load_torch_file
 
 #: ``checkpoint["format"]`` of the files that the engine writes.
@@ -65,7 +65,7 @@ def read_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> Weights:
     """
     if isinstance(source, Mapping):
         return _sort(source, "the given state dict")
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.suffix == ".safetensors":
         raise UserError(f"{path}: safetensors files are not read; save it with torch.save as a .pth first")
     content = load_torch_file(path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from d3still.config import Config, load_config, run_dir, weight_path
 from d3still.errors import UserError
+from d3still.files import user_path
 from d3still.runs.facts import BASELINE, VARIANTS, WEIGHT_KEYS, stage_of, variant_settings
 
 logger = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def config_files(names: Iterable[str | Path]) -> Iterator[Path]:
     """
     found: list[Path] = []
     for name in names:
-        path = Path(name).expanduser()
+        path = user_path(name)
         if path.is_dir():
             found += sorted(p for p in path.iterdir() if p.suffix in CONFIG_SUFFIXES)
         elif path.suffix in CONFIG_SUFFIXES and path.is_file():

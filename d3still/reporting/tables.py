@@ -164,7 +164,7 @@ def to_latex(tables: list[Table], notes: list[str]) -> str:
             lines += [r"\midrule"] if number in table.starts else []
             lines.append(_latex_line(line))
         blocks.append(
-            "\\begin{table}\n\\centering\n"
+            "\\begin{table}\n\\centering\n"  # noqa: RUF027  (LaTeX's braces)
             f"\\caption{{{in_latex(table.title)}}}\n"
             f"\\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}\n\\toprule\n"
             + "\n".join(lines)

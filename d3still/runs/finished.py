@@ -12,10 +12,10 @@ from types import UnionType
 from typing import Any
 
 import numpy as np
-import yaml
 
-from d3still.config import filled_in
+from d3still.config import filled_in, read_tree
 from d3still.errors import UserError
+from d3still.files import user_path
 from d3still.runs.facts import SWEEP, stage_of
 from d3still.runs.history import read_history
 from d3still.runs.per_query import read_per_query
@@ -86,7 +86,7 @@ class Run:
     def weights(self, key: str) -> Path | None:
         """The file that a weight key of DISTILLER names, with ``{root}`` where the log is now; None if empty."""
         value = self.config["DISTILLER"][key]
-        return Path(filled_in(self.config, value, str(self.root))).expanduser().resolve() if value else None
+        return user_path(filled_in(self.config, value, str(self.root))).resolve() if value else None
 
 
 def read_run(folder: Path) -> Run:
@@ -95,7 +95,8 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: when it holds none, or its config or metrics cannot be read.
     """
-    config, metrics = _read(folder / CONFIG, yaml.safe_load), _read(folder / METRICS, json.loads)
+    config = _read(folder / CONFIG, lambda text: read_tree(text, str(folder / CONFIG)))
+    metrics = _read(folder / METRICS, json.loads)
     lacking = [
         f"{section}.{key}"
         for section, keys in NEEDED.items()
@@ -174,7 +175,7 @@ def _read(path: Path, parse: Any) -> Mapping[str, Any]:
         value = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: {path.parent} holds no finished run") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unreadable"
         raise UserError(f"{path} cannot be read ({reason}); run the experiment again") from error
     if not isinstance(value, Mapping):

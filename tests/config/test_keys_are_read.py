@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 import d3still
-import d3still.distillers
 from d3still.config import get_cfg
 from d3still.distillers import DISTILLERS
 

@@ -1,13 +1,15 @@
 """Files that build on files, the command line, and what an error says."""
 
 import copy
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
-from d3still.config import dump_config, get_cfg, load_config
+from d3still.config import dump_config, get_cfg, load_config, read_tree, reader
 from d3still.errors import UserError
+from d3still.runs.finished import read_run
 
 
 @pytest.fixture
@@ -104,6 +106,88 @@ def test_a_tree_can_be_merged():
 
 def test_a_section_without_keys_changes_nothing(write):
     assert load_config(write("a.yaml", "SOLVER:\n  # SEED: 3\nTEST: {}\n")).SOLVER == get_cfg().SOLVER
+
+
+def test_a_shared_base_stands_where_its_last_user_needs_it(write):
+    """b overrides a, then c with all that it builds on overrides b: a's 50, not b's 60."""
+    write("a.yaml", "SOLVER: {MAX_EPOCHS: 50}\n")
+    write("b.yaml", "_BASE_: a.yaml\nSOLVER: {MAX_EPOCHS: 60, SEED: 1}\n")
+    write("c.yaml", "_BASE_: a.yaml\n")
+    cfg = load_config(write("d.yaml", "_BASE_: [b.yaml, c.yaml]\n"))
+    assert (cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.SEED) == (50, 1)
+
+
+def test_each_base_is_read_once(write, monkeypatch):
+    """24 levels that name the next one twice would be read 2^24 times."""
+    levels = 24
+    for level in range(levels):
+        write(f"{level}.yaml", f"_BASE_: [{level + 1}.yaml, {level + 1}.yaml]\n")
+    write(f"{levels}.yaml", "SOLVER: {SEED: 7}\n")
+    read = []
+    layer_of = reader.read_layer
+    monkeypatch.setattr(reader, "read_layer", lambda file: read.append(file) or layer_of(file))
+    assert load_config("0.yaml").SOLVER.SEED == 7
+    assert len(read) == levels + 1
+
+
+def bomb(levels, entry):
+    """YAML of one line a level, each naming the one before nine times."""
+    lines = [f"a0: &a0 {entry('x')}", *(f"a{n}: &a{n} {entry(f'*a{n - 1}')}" for n in range(1, levels))]
+    return "\n".join(lines) + "\n"
+
+
+BOMBS = {
+    "lists": bomb(40, lambda name: f"[{', '.join([name] * 9)}]"),
+    "sections": bomb(40, lambda name: "{" + ", ".join(f"k{i}: {name}" for i in range(9)) + "}"),
+    "itself": "SOLVER: &a [" + "*a, " * 50 + "]\n",
+    "size": "a: 0\n" * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_what_outgrows_its_file_is_refused_at_once(write, text):
+    """In a config file, and where a run folder or a checkpoint carries one."""
+    message = refused(write("x.yaml", text))
+    assert message.startswith("x.yaml") or message.startswith("config file x.yaml")
+    with pytest.raises(UserError, match=r"^last\.pth"):
+        read_tree(text, "last.pth")
+    folder = write("run/config.yaml", text).parent
+    write("run/metrics.json", "{}")
+    with pytest.raises(UserError, match=r"run/config\.yaml"):
+        read_run(folder)
+
+
+def test_an_alias_is_what_it_stands_for(write):
+    cfg = load_config(write("x.yaml", "INPUT: {SIZE_TRAIN: &size [64, 32], SIZE_TEST: *size}\n"))
+    assert cfg.INPUT.SIZE_TRAIN == cfg.INPUT.SIZE_TEST == [64, 32]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("_BASE_: ~nosuchuser/x.yaml", "x.yaml, line 1: _BASE_ '~nosuchuser/x.yaml' begins with a user who has no"),
+        ('_BASE_: "a\\0b"', "holds a NUL character"),
+        ("_BASE_: folder", "folder is a folder"),
+        ("_BASE_: pipe", "pipe cannot be read (it is a named pipe, not a file)"),
+        ("OUTPUT_DIR: {ROOT_PATH: ~nosuchuser/log}", "OUTPUT_DIR.ROOT_PATH is '~nosuchuser/log'; it must be a path: "),
+        ('DATASETS: {ROOT_DIR: "a\\0"}', "DATASETS.ROOT_DIR is 'a\\x00'; it must be a path: "),
+        ('TEST: {WEIGHTS: "a\\0"}', "TEST.WEIGHTS is 'a\\x00'; it must be a path: "),
+        ('EXPERIMENT: {IMPORTS: ["a\\0.py"]}', "holds a NUL character"),
+        ("EXPERIMENT: {IMPORTS: [~nosuchuser/a.py]}", "begins with a user who has no home"),
+    ],
+)
+def test_a_path_that_cannot_be_is_one_line(write, tmp_path, text, expected):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    assert expected in refused(write("x.yaml", text + "\n"))
+
+
+def test_a_chain_of_bases_has_an_end(write):
+    for level in range(100):
+        write(f"{level}.yaml", f"_BASE_: {level + 1}.yaml\n")
+    write("100.yaml", "SOLVER: {SEED: 7}\n")
+    assert "64 files build on each other" in refused("0.yaml")
+    assert load_config("40.yaml").SOLVER.SEED == 7
 
 
 def test_circles_are_named(write):
