@@ -55,7 +55,7 @@ _C.DISTILLER.TEACHER_LAST_STRIDE = 1, STRIDE
 _C.DISTILLER.TEACHER_MODEL_PATH = "", PATH  # weights of the gallery network; {root} and the like: configs/README.md
 _C.DISTILLER.STUDENT_NAME = "ResNet18"
 _C.DISTILLER.STUDENT_LAST_STRIDE = 1, STRIDE
-_C.DISTILLER.STUDENT_PRETRAIN_CHOICE = True  # False: train from scratch
+_C.DISTILLER.STUDENT_PRETRAIN_CHOICE = True  # False: without a path, train from scratch
 _C.DISTILLER.STUDENT_PRETRAIN_PATH = "", PATH  # stage 2: the stage-1 result; else ImageNet weights, "" = download
 
 _C.INPUT = Node()

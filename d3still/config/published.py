@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from d3still.config.coerce import coerce, unquote
+from d3still.config.coerce import QUOTES, coerce, unquote
 from d3still.config.reader import COMMAND_LINE, Layer, Setting, shown
 from d3still.config.sections import known_defaults
 from d3still.errors import UserError
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 TYPE_KEY = "DISTILLER.TYPE"
 AMP_KEY = "EXPERIMENT.CUDA_AMP"
+CARD_KEY = "EXPERIMENT.DEVICE_ID"
 WEIGHT_KEY = "TEST.WEIGHT"  # the epoch to test: the last one in every published file
 ROOT_KEY = "DATASETS.ROOT_DIR"
 BASELINE_KEY, BUILDER_KEY = "ACD.BASELINE", "SOLVER.OPTIMIZER_BUILDER"
@@ -137,6 +138,8 @@ def _rename(settings: dict[str, Setting], notes: _Notes) -> dict[str, Setting]:
         if key == WEIGHT_KEY and setting.where == COMMAND_LINE:  # asked for, not a file's habit
             key, setting = "TEST.WEIGHTS", Setting(f"{{run}}/epoch_{setting.value}.pth", COMMAND_LINE)
             notes.read_as.append(f"{WEIGHT_KEY} = {key} {setting.value}")
+        if key == CARD_KEY:
+            setting = _without_stray_quotes(setting, notes)
         if key in DROPPED:
             notes.left_out.append(f"{key} ({DROPPED[key]})")
             continue
@@ -151,6 +154,16 @@ def _rename(settings: dict[str, Setting], notes: _Notes) -> dict[str, Setting]:
             notes.read_as.append(f"{key} = {name}" + (f" {setting.value}" if key == AMP_KEY else ""))
         translated[name] = setting
     return translated
+
+
+def _without_stray_quotes(card: Setting, notes: _Notes) -> Setting:
+    """Published files say ``"0'"``: a number with one quote too many is that number."""
+    text = unquote(str(card.value)).strip()
+    number = text.strip(QUOTES + " ")
+    if number == text or not number.isdigit():
+        return card
+    notes.read_as.append(f"{CARD_KEY} {card.value} = {number} (one quote too many)")
+    return replace(card, value=number)
 
 
 def _default_root(translated: dict[str, Setting], notes: _Notes) -> None:

@@ -88,8 +88,9 @@ def build_distiller(cfg: CfgNode, num_classes: int) -> Distiller:
 def load_start_weights(cfg: CfgNode, distiller: Distiller) -> None:
     """Give the networks the weights that their stage starts from.
 
-    Stage 0: ImageNet or none. Stage 1: the gallery network of stage 0, ImageNet or none for the query
-    network. Stage 2: the gallery network of stage 0, the query network and extra parts of stage 1.
+    Stage 0: ImageNet, an earlier network or none. Stage 1: the gallery network of stage 0; ImageNet, an earlier
+    query network or none for the query network. Stage 2: the gallery network of stage 0, the query network and
+    extra parts of stage 1.
 
     Raises:
         UserError: when a file is missing or does not fit.
@@ -102,10 +103,10 @@ def load_start_weights(cfg: CfgNode, distiller: Distiller) -> None:
         path = previous_stage(cfg, "STUDENT_PRETRAIN_PATH")
         load_weights(distiller.query, path, part="query", purpose="resume")
         _load_extra(distiller, path)
-    elif d.STUDENT_PRETRAIN_CHOICE:
-        learner = distiller.learner_network
+    elif d.STUDENT_PRETRAIN_CHOICE or d.STUDENT_PRETRAIN_PATH:
         path = weight_path(cfg, d.STUDENT_PRETRAIN_PATH) if d.STUDENT_PRETRAIN_PATH else ""
-        load_imagenet_weights(learner, str(path))
+        part = "query" if stage == 1 else None
+        load_imagenet_weights(distiller.learner_network, str(path), part, tie="gallery")
     else:
         logger.info("%s starts from scratch (DISTILLER.STUDENT_PRETRAIN_CHOICE: False)", d.STUDENT_NAME)
 

@@ -50,6 +50,7 @@ def load_weights(
     path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any],
     part: str | None = None,
     purpose: str = "train",
+    tie: str | None = None,
 ) -> LoadReport:
     """Fill ``model`` from a file or a state dict, strictly; on an error the network is unchanged.
 
@@ -64,6 +65,7 @@ def load_weights(
             one that fits. A file that holds one network gives that one.
         purpose: ``"train"``: the start of a training, which ImageNet weights suit; ``"resume"``: a
             trained network that goes on or stays frozen, so all of it must be there; ``"test"``.
+        tie: without ``part``, which network is meant where both fit; an error if it is not said.
 
     Raises:
         UserError: naming the file and the keys, when anything is missing, left over or of another
@@ -72,7 +74,7 @@ def load_weights(
     if part not in (None, "query", "gallery") or purpose not in ("train", "resume", "test"):
         raise ValueError(f"part={part!r}, purpose={purpose!r}")
     weights = read_weights(path_or_state_dict)
-    kind, state = weights.kind, _own_form(model, _choose(weights, model, part), weights.source)
+    kind, state = weights.kind, _own_form(model, _choose(weights, model, part, tie), weights.source)
     left_out, may_stay = [], ""
     foreign = model.from_imagenet(state) if weights.alone is not None else None
     if foreign is not None:
@@ -89,18 +91,21 @@ def load_weights(
     return report
 
 
-def load_imagenet_weights(model: RetrievalModel, path: str = "") -> LoadReport:
+def load_imagenet_weights(
+    model: RetrievalModel, path: str = "", part: str | None = None, tie: str | None = None
+) -> LoadReport:
     """Start ``model`` from ImageNet weights: from a file, or else torchvision's own, downloaded.
 
     Args:
         model: the network to fill; its embedding head stays as it is.
         path: a weight file of any form that `load_weights` accepts; "" downloads.
+        part, tie: of a file that holds two networks, as in `load_weights`.
 
     Raises:
         UserError: when the weights cannot be had, saying which file to fetch and where to name it.
     """
     if path:
-        return load_weights(model, path)
+        return load_weights(model, path, part, tie=tie)
     source = model.imagenet_weights()
     if source is None:
         raise UserError(
@@ -137,7 +142,7 @@ def _require_whole(cached: Path) -> None:
         )
 
 
-def _choose(weights: Weights, model: RetrievalModel, part: str | None) -> dict[str, Tensor]:
+def _choose(weights: Weights, model: RetrievalModel, part: str | None, tie: str | None) -> dict[str, Tensor]:
     """The state dict meant for ``model``."""
     networks = weights.networks()
     if len(networks) == 1:
@@ -147,6 +152,8 @@ def _choose(weights: Weights, model: RetrievalModel, part: str | None) -> dict[s
     fitting = [state for state in networks.values() if _fits(model, state)]
     if len(fitting) == 1:
         return fitting[0]
+    if fitting and tie is not None:
+        return networks[tie]
     how_many = "both fit" if fitting else "neither fits"
     raise UserError(
         f"{weights.source}: holds a query and a gallery network, and {how_many} {model.name}; "

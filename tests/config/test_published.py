@@ -293,3 +293,21 @@ def test_a_type_over_a_config_of_ours_is_only_itself(tmp_path):
     (tmp_path / "x.yaml").write_text("DISTILLER: {TYPE: ACD}\nRAML: {LAMBDA1: 0.5}\n")
     cfg = load_config(tmp_path / "x.yaml", ["DISTILLER.TYPE", "RAML", "RAML.LAMBDA1", "0.25"])
     assert (cfg.DISTILLER.TYPE, cfg.RAML.LAMBDA1, cfg.RAML.LAMBDA2) == ("RAML", 0.25, 0.7482)
+
+
+@pytest.mark.parametrize("written", ["\"0'\"", "'\"0'", "\"'0 '' \""])
+def test_a_card_with_a_stray_quote_is_that_card(written, tmp_path, caplog, monkeypatch):
+    """Two published files say DEVICE_ID: "0'"."""
+    monkeypatch.chdir(tmp_path)
+    text = plain(SETTINGS[STAGE_2_FILE]).replace("EXPERIMENT:\n", f"EXPERIMENT:\n  DEVICE_ID: {written}\n")
+    (tmp_path / "x.yaml").write_text(text)
+    with caplog.at_level(logging.INFO, logger="d3still"):
+        assert load_config("x.yaml").EXPERIMENT.DEVICE_ID == "0"
+    assert "EXPERIMENT.DEVICE_ID " in caplog.text and " = 0 (one quote too many)" in caplog.text
+
+
+@pytest.mark.parametrize("written", ["\"0'1\"", "\"cuda'\"", "\"'\""])
+def test_a_card_that_is_no_number_is_refused(written, tmp_path):
+    (tmp_path / "x.yaml").write_text(f"EXPERIMENT: {{DEVICE_ID: {written}}}\n")
+    with pytest.raises(UserError, match=r"x\.yaml, line 1: EXPERIMENT\.DEVICE_ID is .* one card's number"):
+        load_config(tmp_path / "x.yaml")
