@@ -147,9 +147,7 @@ def previous_stage(cfg: CfgNode, key: str) -> Path:
 
 def start_files(cfg: CfgNode) -> dict[str, Path]:
     """The files that a run's stage starts from, by their key in ``DISTILLER``; whether or not they are there."""
-    keys = list(WEIGHT_KEYS[stage_of(cfg)])
-    if cfg.DISTILLER.STUDENT_PRETRAIN_CHOICE and "STUDENT_PRETRAIN_PATH" not in keys:
-        keys.append("STUDENT_PRETRAIN_PATH")
+    keys = dict.fromkeys((*WEIGHT_KEYS[stage_of(cfg)], "STUDENT_PRETRAIN_PATH"))
     return {key: weight_path(cfg, cfg.DISTILLER[key]) for key in keys if cfg.DISTILLER[key]}
 
 
