@@ -21,6 +21,7 @@ from d3still.data import RetrievalDataset
 from d3still.engine.distributed import Ranks, from_main, process_group
 from d3still.engine.events import logging_to
 from d3still.engine.precision import choose_precision
+from d3still.engine.query_accuracy import say_query_accuracy
 from d3still.engine.retrieval import Evaluation, per_query
 from d3still.engine.setup import (
     Data,
@@ -33,6 +34,7 @@ from d3still.engine.setup import (
 )
 from d3still.engine.trainer import Trainer
 from d3still.files import write_atomically, write_text
+from d3still.runs.facts import stage_of
 from d3still.runs.folder import RunFolder
 from d3still.runs.inputs import fingerprint
 
@@ -78,6 +80,8 @@ def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> P
         if ranks.is_main:
             folder.begin(cfg, saved, resume, inputs)
             stack.enter_context(logging_to(folder.log))
+            if saved is None and stage_of(cfg) == 2:
+                say_query_accuracy(trainer.distiller.query, trainer.pairs())
         from_main(None)  # no rank trains before the folder is ready
         evaluation = trainer.run()
         if ranks.is_main:

@@ -89,8 +89,8 @@ def load_start_weights(cfg: CfgNode, distiller: Distiller) -> None:
     """Give the networks the weights that their stage starts from.
 
     Stage 0: ImageNet, an earlier network or none. Stage 1: the gallery network of stage 0; ImageNet, an earlier
-    query network or none for the query network. Stage 2: the gallery network of stage 0, the query network and
-    extra parts of stage 1.
+    query network with its extra parts or none for the query network. Stage 2: the gallery network of stage 0, the
+    query network and extra parts of stage 1.
 
     Raises:
         UserError: when a file is missing or does not fit.
@@ -107,6 +107,8 @@ def load_start_weights(cfg: CfgNode, distiller: Distiller) -> None:
         path = weight_path(cfg, d.STUDENT_PRETRAIN_PATH) if d.STUDENT_PRETRAIN_PATH else ""
         part = "query" if stage == 1 else None
         load_imagenet_weights(distiller.learner_network, str(path), part, tie="gallery")
+        if stage == 1 and path and read_weights(path).extra:
+            _load_extra(distiller, path)
     else:
         logger.info("%s starts from scratch (DISTILLER.STUDENT_PRETRAIN_CHOICE: False)", d.STUDENT_NAME)
 

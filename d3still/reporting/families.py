@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from d3still.runs.facts import BASELINE, baseline_of, pair_of, variant_of
+from d3still.runs.facts import BASELINE, LONGER, baseline_of, pair_of, variant_of
 from d3still.runs.finished import Run
 
 T = TypeVar("T")
@@ -39,8 +39,8 @@ class Family:
 def group(runs: list[Run]) -> list[Family]:
     """Families in the order in which their first run comes; runs of stage 0 only serve as galleries.
 
-    A stage-2 run belongs to the stage-1 run whose weights it names; where those are not among ``runs``, to
-    the only baseline experiment of its pair and baseline.
+    A run of stage 2, or a stage 1 that goes on, belongs to the stage-1 run whose weights it names; where those are
+    not among ``runs``, to the only baseline experiment of its pair and baseline.
     """
     by_folder = {run.folder.resolve(): run for run in runs}
     families: dict[FamilyKey, Family] = {}
@@ -62,12 +62,12 @@ def group(runs: list[Run]) -> list[Family]:
 
 def _family_key(run: Run, by_folder: dict[Path, Run], runs: list[Run]) -> FamilyKey:
     names = pair_of(run.config), baseline_of(run.config)
-    if run.stage == 1:
+    if run.stage == 1 and variant_of(run.config) != LONGER:
         return *names, _experiment(run)
     source = _of_weights(run, "STUDENT_PRETRAIN_PATH", by_folder)
     if source is not None and source.stage == 1:
         return *names, _experiment(source)
-    baselines = (other for other in runs if other.stage == 1)
+    baselines = (other for other in runs if other.stage == 1 and variant_of(other.config) == BASELINE)
     experiments = {_experiment(o) for o in baselines if (pair_of(o.config), baseline_of(o.config)) == names}
     return *names, experiments.pop() if len(experiments) == 1 else None
 

@@ -11,7 +11,16 @@ from typing import Any
 from d3still.config import Config, load_config, run_dir, weight_path
 from d3still.errors import UserError
 from d3still.files import user_path
-from d3still.runs.facts import BASELINE, VARIANTS, WEIGHT_KEYS, stage_of, variant_settings
+from d3still.runs.facts import (
+    BASELINE,
+    LONGER,
+    VARIANTS,
+    WEIGHT_KEYS,
+    longer_settings,
+    stage_of,
+    variant_of,
+    variant_settings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +102,10 @@ class Planner:
                 for variant in (
                     name for name in VARIANTS if stage_of(cfg) == 2 and name in variants and name != BASELINE
                 ):
-                    self.add(file, seed, variant_settings(cfg, variant, uniform_lr))
+                    if variant == LONGER:
+                        self._add_longer(file, cfg, seed)
+                    else:
+                        self.add(file, seed, variant_settings(cfg, variant, uniform_lr))
 
     def add(self, file: Path, seed: int, extra: dict[str, Any] | None = None) -> PlannedRun:
         """Add one run, after the runs that it starts from.
@@ -108,9 +120,17 @@ class Planner:
         cfg = self._config(file, settings)
         folder = run_dir(cfg).resolve()
         if folder not in self._runs:
-            needs = tuple(self._source(file, cfg, key, seed) for key in WEIGHT_KEYS[stage_of(cfg)])
+            keys = WEIGHT_KEYS[2 if stage_of(cfg) and variant_of(cfg) == LONGER else stage_of(cfg)]
+            needs = tuple(self._source(file, cfg, key, seed) for key in keys)
             self._runs[folder] = PlannedRun(file, settings, cfg, tuple(need for need in needs if need is not None))
         return self._runs[folder]
+
+    def _add_longer(self, file: Path, cfg: Config, seed: int) -> None:
+        """Add the continued stage 1 of a stage-2 file; nothing where its weights are of elsewhere."""
+        folder = self._source(file, cfg, "STUDENT_PRETRAIN_PATH", seed)
+        if folder is not None:
+            source = self._runs[folder]
+            self.add(source.file, seed, longer_settings(source.cfg, cfg))
 
     def load(self, file: Path, seed: int, more: Sequence[str] = ()) -> Config:
         """A file's config at a seed, with the settings of all and further ones."""

@@ -16,15 +16,20 @@ from d3still.errors import UserError
 
 Tree = Mapping[str, Any]
 
-BASELINE, ACD, FINETUNE, ACD_UNIFORM, RAHO_ONLY = "baseline", "acd", "finetune", "acd_uniform", "raho_only"
-VARIANTS = (BASELINE, ACD, FINETUNE, ACD_UNIFORM, RAHO_ONLY)
+BASELINE, LONGER, ACD, FINETUNE = "baseline", "longer", "acd", "finetune"
+ACD_UNIFORM, RAHO_ONLY = "acd_uniform", "raho_only"
+VARIANTS = (BASELINE, LONGER, ACD, FINETUNE, ACD_UNIFORM, RAHO_ONLY)
 VARIANT_TITLES = {
+    LONGER: "+ stage 1 continued",
     ACD: "+ ACD",
     FINETUNE: "+ fine-tuning only",
     ACD_UNIFORM: "+ ACD, one learning rate",
     RAHO_ONLY: "+ RAHO, no logits terms",
 }
+LONGER_EPOCHS = 3  # of stage 1 take about as long as one of stage 2, which trains the heavier network
+LONGER_RATE = 0.4  # of stage 1's rate, falling to 0 by a cosine
 SWEEP = "sweep"  # folder below an experiment that holds one run for each value of a sweep
+RUN_WEIGHTS = ("last.pth", "best.pth")  # files of a run; other names are weights of elsewhere, such as ImageNet's
 WEIGHT_KEYS = {0: (), 1: ("TEACHER_MODEL_PATH",), 2: ("TEACHER_MODEL_PATH", "STUDENT_PRETRAIN_PATH")}
 
 
@@ -81,7 +86,8 @@ def section_of(config: Tree) -> str | None:
 def variant_of(config: Tree) -> str:
     """Which of `VARIANTS` a run of stage 1 or 2 is, told by its settings; else its own file's name."""
     if stage_of(config) == 1:
-        return BASELINE
+        started = PurePosixPath(config["DISTILLER"]["STUDENT_PRETRAIN_PATH"]).name
+        return LONGER if started in RUN_WEIGHTS else BASELINE
     has_logits = bool(config["ACD"]["ALPHA"] or config["ACD"]["BETA"])
     section = section_of(config)
     has_baseline = section is None or bool(config[section]["KD_WEIGHT"])  # without a weight of its own it has 1
@@ -101,7 +107,7 @@ def variant_settings(config: Tree, variant: str, uniform_lr: float | None = None
 
     Args:
         config: of stage 2.
-        variant: one of `VARIANTS` but the baseline.
+        variant: one of `VARIANTS` but the baseline and `LONGER`.
         uniform_lr: the one rate of ``acd_uniform``; None takes BASE_LR · γ, the middle of RAHO's three.
 
     Returns:
@@ -128,6 +134,25 @@ def variant_settings(config: Tree, variant: str, uniform_lr: float | None = None
         settings = dict(no_logits)
     name = config["OUTPUT_DIR"]["EXPERIMENT_NAME"]
     return {**settings, "OUTPUT_DIR.EXPERIMENT_NAME": f"{name}-{variant}"}
+
+
+def longer_settings(baseline: Tree, acd: Tree) -> dict[str, Any]:
+    """The settings that let stage 1 go on from its result for about the time that stage 2 takes.
+
+    Args:
+        baseline: the config of stage 1.
+        acd: that of stage 2, which names stage 1's result.
+    """
+    solver = baseline["SOLVER"]
+    return {
+        "DISTILLER.STUDENT_PRETRAIN_PATH": acd["DISTILLER"]["STUDENT_PRETRAIN_PATH"],
+        "SOLVER.BASE_LR": solver["BASE_LR"] * LONGER_RATE,
+        "SOLVER.MAX_EPOCHS": acd["SOLVER"]["MAX_EPOCHS"] * LONGER_EPOCHS,
+        "SOLVER.LR_WARMUP_EPOCHS": 0,
+        "SOLVER.LR_DECAY_TYPE": "WarmupCosineAnnealingLR",
+        "SOLVER.LR_DECAY_STEPS": [0],
+        "OUTPUT_DIR.EXPERIMENT_NAME": f"{baseline['OUTPUT_DIR']['EXPERIMENT_NAME']}-{LONGER}",
+    }
 
 
 def differences(one: Tree, other: Tree) -> list[tuple[str, Any, Any]]:

@@ -1,16 +1,20 @@
 """The three stages through the engine, on a folder in VeRi-776's layout, and what a run leaves behind."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from d3still.config import load_config
+from d3still.distillers import Pair
+from d3still.engine.query_accuracy import say_query_accuracy
+from d3still.engine.setup import build_distiller, load_start_weights
 from d3still.engine.testing import test as evaluate_run
 from d3still.engine.trainer import Trainer
 from d3still.errors import UserError
-from d3still.runs.checkpoint import load_checkpoint
+from d3still.runs.checkpoint import load_checkpoint, network_state, save_checkpoint
 from tests.tiny import REPOSITORY, overrides, read_events, stage_settings
 
 
@@ -40,6 +44,41 @@ def test_a_run_leaves_its_files(chain, stage):
         assert (folder / name).stat().st_size > 0
     pictures = {"SIR/hardest_queries"} | ({"AIR/hardest_queries"} if stage != "vanilla" else set())
     assert pictures <= tags_of(next((folder / "tensorboard").glob("events*")))
+
+
+def test_stage_2_says_how_well_the_query_network_names_its_training_images(chain):
+    assert "of its training images right" in (run_folder(chain, "acd_rop") / "log.txt").read_text(encoding="utf-8")
+    assert "of its training images right" not in (run_folder(chain, "rop") / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("named", "said"), [([0, 1, 1, 0], "names 75 %"), ([0, 0, 1, 0], "names only 50 %")])
+def test_the_query_networks_accuracy_is_the_share_named_right(named, said, caplog):
+    labels = torch.tensor([0, 1, 1, 2])
+    pairs = [Pair(torch.tensor(named)[part], torch.zeros(1), labels[part]) for part in (slice(3), slice(3, 4))]
+
+    def query(images):
+        return SimpleNamespace(logits=torch.eye(3)[images])
+
+    with caplog.at_level("INFO", "d3still.engine.query_accuracy"):
+        say_query_accuracy(query, pairs)
+    assert said in caplog.text
+    assert (caplog.records[0].levelname == "WARNING") == ("only" in said)
+
+
+def test_stage_1_goes_on_from_a_runs_query_network_and_its_projectors(tmp_path):
+
+    def ugd(seed, file=""):
+        settings = ["DISTILLER.TEACHER_MODEL_PATH", file, "DISTILLER.STUDENT_PRETRAIN_PATH", file, "SOLVER.SEED", seed]
+        cfg = load_config(REPOSITORY / "configs/emoji/ugd.yaml", [str(value) for value in settings])
+        return cfg, build_distiller(cfg, num_classes=3)
+
+    source = ugd(1)[1]
+    save_checkpoint(tmp_path / "last.pth", network_state(source))
+    cfg, distiller = ugd(2, tmp_path / "last.pth")
+    load_start_weights(cfg, distiller)
+    for part in ("query", "gallery", "extra"):
+        for key, value in getattr(source, part).state_dict().items():
+            assert torch.equal(getattr(distiller, part).state_dict()[key], value), (part, key)
 
 
 def tags_of(events):

@@ -103,6 +103,25 @@ def test_controls_are_told_by_their_settings_and_compared_with(own_log, queries)
     assert "Δft" in table.splitlines()[1] and "+ fine-tuning only" in table
 
 
+def test_a_continued_stage_1_is_a_variant_of_the_baseline_that_it_goes_on_from(own_log, queries):
+    for seed in (2024, 2025):
+        started = {
+            "DISTILLER__STUDENT_PRETRAIN_PATH": own_log / f"emoji/rop/seed{seed}/last.pth",
+            "OUTPUT_DIR__EXPERIMENT_NAME": "emoji/rop-longer",
+        }
+        make_run(config("rop", own_log, seed, **started), queries, 0.505, 0.7)
+    comparison = compared(own_log)
+    assert [(row.baseline, row.variant) for row in comparison.rows] == [
+        ("ROP", "baseline"),
+        ("ROP", "longer"),
+        ("ROP", "acd"),
+    ]
+    before, longer, _ = comparison.rows
+    gain = longer.summary(("AIR", "mAP"))[0] - before.summary(("AIR", "mAP"))[0]
+    assert longer.differences["baseline"]["AIR", "mAP"].value == pytest.approx(gain)
+    assert "+ stage 1 continued" in to_console(tables_of(comparison), footnotes(comparison))
+
+
 def test_holm_runs_over_the_rows_of_a_column(own_log, queries):
     for name in CONTROLS:
         add_control(own_log, queries, name, 0.505)

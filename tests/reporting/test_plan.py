@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from d3still.config import weight_path
 from d3still.errors import UserError
 from d3still.reporting.plan import Planner, config_files
 from d3still.runs.facts import variant_of, variant_settings
@@ -94,6 +95,26 @@ def test_variants_are_settings_on_the_stage_2_config():
             assert variant_of(cfg) == name.partition("-")[2] or name == "emoji/acd_fitnet"
 
 
+def test_longer_goes_on_from_stage_1_for_three_epochs_an_epoch_of_stage_2():
+    runs = {run.cfg.OUTPUT_DIR.EXPERIMENT_NAME: run for run in plan(EMOJI / "acd_rop.yaml", variants=["longer"])}
+    assert list(runs) == ["emoji/vanilla", "emoji/rop", "emoji/rop-longer"], "and no run of stage 2"
+    vanilla, rop, longer = runs.values()
+    assert longer.needs == (vanilla.folder, rop.folder)
+    assert weight_path(longer.cfg, longer.cfg.DISTILLER.STUDENT_PRETRAIN_PATH).resolve() == rop.folder / "last.pth"
+    stage_2 = plan(EMOJI / "acd_rop.yaml")[-1].cfg
+    assert longer.cfg.SOLVER.MAX_EPOCHS == 3 * stage_2.SOLVER.MAX_EPOCHS
+    assert pytest.approx(0.4 * rop.cfg.SOLVER.BASE_LR) == longer.cfg.SOLVER.BASE_LR
+    assert (longer.cfg.SOLVER.LR_WARMUP_EPOCHS, longer.cfg.SOLVER.LR_DECAY_STEPS) == (0, [0])
+    assert (longer.cfg.DISTILLER.TYPE, longer.cfg.ROP) == ("ROP", rop.cfg.ROP)
+    assert [variant_of(run.cfg) for run in (rop, longer)] == ["baseline", "longer"]
+
+
+def test_a_query_network_of_elsewhere_has_no_stage_1_to_go_on_with(tmp_path):
+    (tmp_path / "query.pth").touch()
+    settings = ["DISTILLER.STUDENT_PRETRAIN_PATH", str(tmp_path / "query.pth")]
+    assert plan(EMOJI / "acd_rop.yaml", variants=["longer"], settings=settings) == []
+
+
 def test_the_uniform_rate_can_be_chosen():
     runs = plan(EMOJI / "acd_rop.yaml", variants=["acd_uniform"], uniform_lr=0.0025)
     assert runs[-1].cfg.SOLVER.BASE_LR == 0.0025
@@ -119,7 +140,7 @@ def test_what_the_plan_sets_itself_cannot_be_set_for_all(key, instead):
 
 
 def test_an_unknown_variant_is_named():
-    with pytest.raises(UserError, match="acd_all is not one of baseline, acd, finetune, acd_uniform, raho_only"):
+    with pytest.raises(UserError, match="acd_all is not one of baseline, longer, acd, finetune, acd_uniform"):
         plan(EMOJI / "acd_rop.yaml", variants=["acd_all"])
 
 
