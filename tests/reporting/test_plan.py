@@ -155,5 +155,5 @@ def test_files_that_only_serve_as_bases_are_left_out(tmp_path):
 
 def test_a_user_baseline_without_a_weight_has_no_finetune_control():
     config = {"DISTILLER": {"TYPE": "ACD"}, "ACD": {"BASELINE": "Mine"}, "Mine": {"MARGIN": 1.0}}
-    with pytest.raises(UserError, match="no section Mine with a KD_WEIGHT"):
+    with pytest.raises(UserError, match="the baseline Mine has no KD_WEIGHT"):
         variant_settings(config, "finetune")
