@@ -3,7 +3,7 @@
 from d3still.config.bounded import read_tree
 from d3still.config.load import dump_config, load_config, user_code
 from d3still.config.node import Config, get_cfg
-from d3still.config.paths import REPOSITORY, filled_in, run_dir, weight_path
+from d3still.config.paths import REPOSITORY, filled_in, repositories, run_dir, weight_path
 from d3still.config.sections import add_section
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "get_cfg",
     "load_config",
     "read_tree",
+    "repositories",
     "run_dir",
     "user_code",
     "weight_path",

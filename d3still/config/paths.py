@@ -10,7 +10,9 @@ from typing import Any
 from d3still.config.node import Config
 from d3still.files import user_path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+#: What holds ``configs/`` and ``datasets/``: the repository, or where pip put these beside the package's code.
+REPOSITORY = _PACKAGE / "share" if (_PACKAGE / "share").is_dir() else _PACKAGE.parent
 CONFIGS = "configs"
 CHECKPOINTS = "checkpoints"
 
@@ -35,6 +37,14 @@ def run_dir(cfg: Config) -> Path:
     """The run's folder, ``ROOT_PATH/EXPERIMENT_NAME/seedN``; it is not created."""
     root = user_path(cfg.OUTPUT_DIR.ROOT_PATH, "OUTPUT_DIR.ROOT_PATH")
     return root / cfg.OUTPUT_DIR.EXPERIMENT_NAME / f"seed{cfg.SOLVER.SEED}"
+
+
+def repositories(cfg: Config) -> list[Path]:
+    """Where relative paths are looked for after the current folder: the config's own repository, and this one."""
+    file = getattr(cfg, "config_file", None)
+    above = file.parents if file else ()
+    own = [folder.parent for folder in above if folder.name == CONFIGS]
+    return list(dict.fromkeys([*own[:1], REPOSITORY]))
 
 
 def filled_in(cfg: Mapping[str, Any], value: str, root: str | None = None) -> str:
@@ -63,11 +73,12 @@ def filled_in(cfg: Mapping[str, Any], value: str, root: str | None = None) -> st
 def weight_path(cfg: Config, value: str) -> Path:
     """The file that a weight key means, with what `filled_in` says.
 
-    A relative path is looked for in the current folder, the repository, and the ``checkpoints`` folder of either;
-    where it is nowhere, the first place is returned, for the caller to report.
+    A relative path is looked for in the current folder, the config's repository, this one, and the ``checkpoints``
+    folder of each; where it is nowhere, the first place is returned, for the caller to report.
     """
     path = user_path(filled_in(cfg, value))
     if path.is_absolute():
         return path
-    places = (Path.cwd(), REPOSITORY, Path.cwd() / CHECKPOINTS, REPOSITORY / CHECKPOINTS)
+    folders = [Path.cwd(), *repositories(cfg)]
+    places = [*folders, *(folder / CHECKPOINTS for folder in folders)]
     return next((place / path for place in places if (place / path).exists()), Path.cwd() / path)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from d3still.config import weight_path
+from d3still.config import repositories, weight_path
 from d3still.data import (
     BatchLoader,
     ImageCache,
@@ -41,6 +41,7 @@ def open_dataset(cfg: CfgNode) -> RetrievalDataset:
         cfg.DATASETS.ROOT_DIR,
         split=cfg.DATASETS.SPLIT,
         camera_pattern=cfg.DATASETS.CAMERA_PATTERN,
+        repositories=repositories(cfg),
     )
     logger.info(
         "%s: %d training images of %d identities, %d queries, %d gallery images",

@@ -74,4 +74,8 @@ def test_weights_are_looked_for_here_then_in_the_repository_then_in_checkpoints(
     for place in (repository / "checkpoints", here / "checkpoints", repository, here):
         (place / "w.pth").touch()
         assert weight_path(cfg, "w.pth") == place / "w.pth"
+    (tmp_path / "clone/configs/veri").mkdir(parents=True)
+    (tmp_path / "clone/w2.pth").touch()
+    cfg.merge_from_file(config_at(tmp_path / "clone/configs/veri/x.yaml"))
+    assert weight_path(cfg, "w2.pth") == tmp_path / "clone/w2.pth"  # the repository that the config is from
     assert weight_path(cfg, "/nowhere/w.pth") == Path("/nowhere/w.pth")

@@ -1,8 +1,12 @@
 """Anyone's own data: a folder for each identity, or a table."""
 
+from functools import partial
+
 import pytest
 
+from d3still.config import load_config
 from d3still.data import build_dataset
+from d3still.engine.setup import open_dataset
 from d3still.errors import UserError
 from tests.data.helpers import save_all
 from tests.data.test_benchmarks import rows, write
@@ -214,3 +218,34 @@ def test_tables_that_cannot_be_read_or_found(tmp_path):
         build_dataset("csv", tmp_path)
     with pytest.raises(UserError, match="no CSV file"):
         build_dataset("csv", tmp_path / "images")
+
+
+def test_a_relative_root_is_looked_for_here_then_in_the_repositories(tmp_path, monkeypatch):
+    """A folder of that name that lacks the dataset does not hide the one that has it."""
+    here, clone, installed = (tmp_path / name for name in ("here", "clone", "installed"))
+    for folder in (here, clone, installed):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    build = partial(build_dataset, "CUB200", "datasets", repositories=[clone, installed])
+    with pytest.raises(UserError) as caught:
+        build()
+    assert str(caught.value) == (
+        "CUB200: datasets does not exist; set DATASETS.ROOT_DIR to the folder with the data; "
+        f"looked in {here}/datasets, {clone}/datasets, {installed}/datasets"
+    )
+    (here / "datasets").mkdir()
+    with pytest.raises(UserError, match=rf"CUB200: nothing known in datasets.*looked in .*{clone}/datasets"):
+        build()
+    for place, number in ((installed, "1_1.jpg"), (clone, "2_1.jpg"), (here, "3_1.jpg")):
+        for part in ("train", "test"):
+            save_all(place / "datasets/CUB200" / part, [number])
+        assert build().query[0].identity == int(number[0])
+    with pytest.raises(UserError, match=r"gone does not exist; set DATASETS\.ROOT_DIR to the folder with the data$"):
+        build_dataset("CUB200", tmp_path / "gone", repositories=[clone])
+
+
+def test_the_emoji_set_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "x.yaml").write_text("DATASETS: {NAMES: emoji}\n")
+    assert len(open_dataset(load_config("x.yaml")).train) > 0

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset
-from d3still.data.datasets.files import some
+from d3still.data.datasets.files import NotHere, some
 from d3still.errors import UserError
 from d3still.files import require_regular
 
@@ -71,7 +71,7 @@ def _find(root: Path) -> Path:
     for folder in (root, root / NAME):
         if (folder / ARCHIVE).is_file():
             return folder
-    raise UserError(
+    raise NotHere(
         f"{NAME}: no {ARCHIVE} in {root} nor in {root / NAME}; set DATASETS.ROOT_DIR to the folder datasets of "
         f"the repository, or {_RESTORE}"
     )

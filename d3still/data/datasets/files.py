@@ -13,6 +13,10 @@ from d3still.files import require_regular
 SHOWN = 3  # how many offending files an error names
 
 
+class NotHere(UserError):
+    """A folder holds nothing of a dataset; another one may."""
+
+
 def find_images(folder: Path) -> list[str]:
     """All image files below ``folder``, sorted; hidden files and folders are left out, links followed."""
     return sorted(_walk(folder, frozenset()))

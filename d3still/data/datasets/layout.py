@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from d3still.data.datasets.base import Record, RetrievalDataset
-from d3still.data.datasets.files import child, require_child, require_images, some
+from d3still.data.datasets.files import NotHere, child, require_child, require_images, some
 from d3still.errors import UserError
 
 
@@ -59,7 +59,7 @@ def load_benchmark(
                 dataset.compare_with_published(published)
                 return dataset
     forms = "; or ".join(", ".join(layout.marks) for layout in layouts)
-    raise UserError(
+    raise NotHere(
         f"{name}: nothing known in {root}, nor in a folder of it called {' or '.join(folder_names)}; "
         f"expected {forms} (datasets/README.md)"
     )
