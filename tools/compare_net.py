@@ -22,7 +22,7 @@ from d3still.engine.events import logging_to
 from d3still.errors import UserError
 from d3still.reporting.comparison import compare
 from d3still.reporting.execute import carry_out, plan_text
-from d3still.reporting.html.page import SHOWN_QUERIES
+from d3still.reporting.html import SHOWN_QUERIES
 from d3still.reporting.lists import Embedded
 from d3still.reporting.outputs import REPORT, write_comparison
 from d3still.reporting.plan import CONFIG_SUFFIXES, Planner

@@ -7,9 +7,9 @@ from pathlib import Path
 from d3still.errors import UserError
 from d3still.files import write_text
 from d3still.reporting.comparison import Comparison
+from d3still.reporting.details import ListSource
 from d3still.reporting.exports import to_csv, to_json
-from d3still.reporting.html.page import SHOWN_QUERIES, report_html
-from d3still.reporting.html.queries import ListSource
+from d3still.reporting.html import SHOWN_QUERIES, report_html
 from d3still.reporting.tables import footnotes, tables_of, to_console, to_latex, to_markdown
 
 TABLE, DATA, REPORT = "table", "comparison.json", "report.html"

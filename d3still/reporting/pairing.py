@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from d3still.reporting.statistics import signed
 from d3still.runs.finished import Run
 from d3still.runs.inputs import relative_names
 
@@ -34,6 +35,10 @@ class Pairs:
     def values(self) -> np.ndarray:
         """(n,) gains in percentage points."""
         return self.after - self.before
+
+    def change(self, i: int) -> str:
+        """The AP of the query at place ``i``: ``50.0 % → 55.0 % (+5.00)``."""
+        return f"{self.before[i]:.1f} % → {self.after[i]:.1f} % ({signed(float(self.values[i]))})"
 
 
 def paired_differences(after: Run, before: Run, protocol: str, measure: str) -> Pairs | None:
@@ -81,3 +86,8 @@ def _scores(arrays: Mapping[str, np.ndarray], protocol: str, measure: str) -> np
         return PERCENT * arrays[f"{protocol}_ap"]
     first_hit = arrays[f"{protocol}_first_hit"]
     return np.where(first_hit > 0, PERCENT * (first_hit == 1), np.nan)
+
+
+def file_name(path: object) -> str:
+    """The last part of a path written on any system."""
+    return str(path).replace("\\", "/").rpartition("/")[2]

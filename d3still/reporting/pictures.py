@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import math
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -31,7 +31,7 @@ Size = tuple[int, int]
 # Okabe and Ito's green and Tol's vibrant red, which colour-blind readers tell apart; signs say the same again.
 HIT, MISS, EXCLUDED = "#009e73", "#cc3311", "#8c8c8c"
 TEXT, FAINT, PAPER = "#1a1a1a", "#5a5a5a", "#ffffff"
-FONT = "fonts/ttf/DejaVuSans.ttf"  # in matplotlib's own data
+FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib
 TITLE_POINTS, POINTS = 15, 12
 LINE = 16  # pixels from one line of text to the next
 GAP, BORDER = 10, 4
@@ -212,19 +212,20 @@ def _enlarged(sample: Sample, size: Size, cell: int) -> Image.Image | None:
         return None
     longest = max(size)
     if longest > cell:
-        return _image(thumbnail(sample, cell))
-    return _image(interpolate(pixels[None].float(), scale_factor=float(cell // longest), mode="nearest")[0].byte())
+        return image_of(thumbnail(sample, cell))
+    return image_of(interpolate(pixels[None].float(), scale_factor=float(cell // longest), mode="nearest")[0].byte())
 
 
 def _whole(sample: Sample, cell: int) -> Image.Image | None:
     try:
-        return _image(thumbnail(sample, cell))
+        return image_of(thumbnail(sample, cell))
     except ImageError as error:
         logger.warning("%s", error)
         return None
 
 
-def _image(pixels: torch.Tensor) -> Image.Image:
+def image_of(pixels: torch.Tensor) -> Image.Image:
+    """Uint8 pixels (3, h, w) as Pillow has them."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -260,4 +261,5 @@ def _text(
 
 @functools.cache
 def _font(points: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / FONT), points)
+    plotting = importlib.util.find_spec("matplotlib")  # not imported: training, too, draws ranked lists
+    return ImageFont.truetype(str(Path(plotting.origin).parent / FONT), points)

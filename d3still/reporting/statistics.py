@@ -108,3 +108,8 @@ def correct(tests: Sequence[Verdict | None]) -> list[Verdict | None]:
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (n − 1 in the denominator); None for a single value."""
     return float(np.mean(values)), (float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, two decimals."""
+    return f"{value:+.2f}".replace("-", "−")

@@ -1,16 +1,20 @@
-"""A comparison as tables of text, and those tables as Markdown, LaTeX and console output."""
+"""A comparison as tables of text, and those tables as Markdown, LaTeX and console output; pages show them too."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from d3still.reporting.comparison import Comparison
 from d3still.reporting.rows import COLUMNS, Column, Difference, Row
-from d3still.reporting.statistics import LEVEL, MIN_IDENTITIES, RESAMPLES
+from d3still.reporting.statistics import LEVEL, MIN_IDENTITIES, RESAMPLES, signed
 from d3still.runs.facts import BASELINE, FINETUNE, VARIANT_TITLES
 from d3still.text import visible
 
-NONE, MINUS = "–", "−"
+NONE = "–"
+PUBLISHED = ("mAP", "R1")  # measures of the published tables, AIR
+NAMED_SEEDS = 3  # up to as many are named
 MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*_`[]<>~"})
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -19,17 +23,30 @@ LATEX = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A cell's text, and what a page shows beyond it: small print, and whether it is a gain or a loss, and sure."""
+
+    text: str
+    details: tuple[str, ...] = ()
+    kind: str = ""
+
+
 @dataclass
 class Table:
-    """Lines of text cells under a header; the first column is text, the others are numbers.
-
-    ``starts`` holds the lines that begin a group, so that a rule can be drawn above them.
-    """
+    """Groups of lines of cells under a header; the first column is text, the others are numbers."""
 
     title: str
-    header: list[str]
-    lines: list[list[str]]
-    starts: set[int] = field(default_factory=set)
+    header: list[Cell]
+    groups: list[list[list[Cell]]] = field(default_factory=list)
+
+    def texts(self, write: Callable[[str], str] = visible) -> tuple[list[str], list[list[list[str]]]]:
+        """The texts of the header, and those of the groups of lines, each as ``write`` gives it."""
+
+        def line(cells: list[Cell]) -> list[str]:
+            return [write(cell.text) for cell in cells]
+
+        return line(self.header), [list(map(line, group)) for group in self.groups]
 
 
 def tables_of(comparison: Comparison) -> list[Table]:
@@ -91,55 +108,63 @@ def score_text(row: Row, column: Column) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
-def difference_text(difference: Difference | None) -> str:
-    """``+1.20*`` where significant, ``+1.20`` where not, a dash where there is none."""
+def difference_cell(difference: Difference | None) -> Cell:
+    """``+1.20*`` where significant, ``+1.20`` where not, a dash where there is none; below it, interval and p."""
     if difference is None:
-        return NONE
-    return signed(difference.value) + ("*" if difference.significant else "")
-
-
-def signed(value: float) -> str:
-    """A number with its sign, two decimals."""
-    return f"{value:+.2f}".replace("-", MINUS)
+        return Cell(NONE)
+    verdict, value = difference.verdict, difference.value
+    details = ("not tested",)
+    if verdict is not None:
+        details = (f"{signed(verdict.low)} … {signed(verdict.high)}", _p_text(verdict.p_holm))
+    kind = "gain" if value > 0 else "loss" if value < 0 else "even"
+    return Cell(signed(value) + "*" * difference.significant, details, kind + " sure" * difference.significant)
 
 
 def _table(pair: str, rows: list[Row]) -> Table:
     finetune = any(FINETUNE in row.differences for row in rows)
     published = any(row.published for row in rows)
-    header = [""]
+    header = [Cell("", ("networks trained with",))]
     for column in COLUMNS:
-        header += [" ".join(column), "Δ", *(["Δft"] if finetune else [])]
-    header += (["published mAP", "published R1"] if published else []) + ["seeds"]
-    table = Table(pair_title(pair), header, [])
+        header += [Cell(" ".join(column), ("%",)), Cell("Δ", ("over the baseline",))]
+        header += [Cell("Δft", ("over fine-tuning",))] if finetune else []
+    header += [Cell(f"published {name}", ("AIR, %",)) for name in PUBLISHED if published] + [Cell("seeds")]
+    table = Table(pair_title(pair), header)
     for row in rows:
-        if row.variant == BASELINE or not table.lines:
-            table.starts.add(len(table.lines))
-        table.lines.append(_line(row, finetune, published))
+        if row.variant == BASELINE or not table.groups:
+            table.groups.append([])
+        table.groups[-1].append(_line(row, finetune, published))
     return table
 
 
-def _line(row: Row, finetune: bool, published: bool) -> list[str]:
+def _line(row: Row, finetune: bool, published: bool) -> list[Cell]:
     over_baseline, over_finetune = row.differences.get(BASELINE, {}), row.differences.get(FINETUNE, {})
-    cells = [title_of(row)]
+    cells = [Cell(title_of(row))]
     for column in COLUMNS:
-        cells += [score_text(row, column), difference_text(over_baseline.get(column))]
-        cells += [difference_text(over_finetune.get(column))] if finetune else []
+        cells += [Cell(score_text(row, column)), difference_cell(over_baseline.get(column))]
+        cells += [difference_cell(over_finetune.get(column))] if finetune else []
     if published:
-        cells += [f"{row.published[name]:.2f}" if row.published else NONE for name in ("mAP", "R1")]
-    return [*cells, str(len(row.seeds))]
+        cells += [Cell(f"{row.published[name]:.2f}" if row.published else NONE) for name in PUBLISHED]
+    named = len(row.seeds) <= NAMED_SEEDS
+    return [*cells, Cell(str(len(row.seeds)), (", ".join(map(str, row.seeds)),) if named else ())]
+
+
+def _p_text(p: float | None) -> str:
+    """``p 0.012``; ``p < 0.001`` for what is smaller."""
+    if p is None:
+        return NONE
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
 
 
 def to_console(tables: list[Table], notes: list[str]) -> str:
     """Columns aligned with spaces."""
     blocks = []
     for table in tables:
-        rows = [list(map(visible, cells)) for cells in (table.header, *table.lines)]
-        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+        header, groups = table.texts()
+        widths = [max(map(len, cells)) for cells in zip(header, *chain(*groups), strict=True)]
         rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-        lines = [visible(table.title), _aligned(rows[0], widths)]
-        for number, row in enumerate(rows[1:]):
-            lines += [rule] if number in table.starts else []
-            lines.append(_aligned(row, widths))
+        lines = [visible(table.title), _aligned(header, widths)]
+        for group in groups:
+            lines += [rule, *(_aligned(line, widths) for line in group)]
         blocks.append("\n".join(lines))
     return "\n\n".join([*blocks, "\n".join(map(visible, notes))]) + "\n"
 
@@ -148,25 +173,25 @@ def to_markdown(tables: list[Table], notes: list[str]) -> str:
     """GitHub's Markdown."""
     blocks = []
     for table in tables:
-        rule = ["---"] + ["---:"] * (len(table.header) - 1)
-        rows = [_in_markdown(table.header), rule, *map(_in_markdown, table.lines)]
-        body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        blocks.append(f"### {_in_markdown([table.title])[0]}\n\n{body}")
-    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in _in_markdown(notes))]) + "\n"
+        header, groups = table.texts(_in_markdown)
+        rule = ["---"] + ["---:"] * (len(header) - 1)
+        body = "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *chain(*groups)))
+        blocks.append(f"### {_in_markdown(table.title)}\n\n{body}")
+    return "\n\n".join([*blocks, "\n".join(f"- {_in_markdown(note)}" for note in notes)]) + "\n"
 
 
 def to_latex(tables: list[Table], notes: list[str]) -> str:
     """One ``table`` environment a pair, for the booktabs package."""
     blocks = []
     for table in tables:
-        lines = [_latex_line(table.header)]
-        for number, line in enumerate(table.lines):
-            lines += [r"\midrule"] if number in table.starts else []
-            lines.append(_latex_line(line))
+        header, groups = table.texts(in_latex)
+        lines = [_latex_line(header)]
+        for group in groups:
+            lines += [r"\midrule", *map(_latex_line, group)]
         blocks.append(
             "\\begin{table}\n\\centering\n"  # noqa: RUF027  (LaTeX's braces)
             f"\\caption{{{in_latex(table.title)}}}\n"
-            f"\\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}\n\\toprule\n"
+            f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n\\toprule\n"
             + "\n".join(lines)
             + "\n\\bottomrule\n\\end{tabular}\n\\end{table}"
         )
@@ -185,8 +210,8 @@ def _aligned(cells: list[str], widths: list[int]) -> str:
 
 
 def _latex_line(cells: list[str]) -> str:
-    return " & ".join(map(in_latex, cells)) + r" \\"
+    return " & ".join(cells) + r" \\"
 
 
-def _in_markdown(texts: list[str]) -> list[str]:
-    return [visible(text).translate(MARKDOWN) for text in texts]
+def _in_markdown(text: str) -> str:
+    return visible(text).translate(MARKDOWN)

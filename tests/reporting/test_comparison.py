@@ -20,7 +20,7 @@ from d3still.reporting.exports import csv_text, json_text, to_csv, to_json
 from d3still.reporting.html import report_html
 from d3still.reporting.pairing import mean_pairs, paired_differences, relative_names
 from d3still.reporting.published import published_scores
-from d3still.reporting.tables import Table, footnotes, tables_of, to_console, to_latex, to_markdown
+from d3still.reporting.tables import Cell, Table, footnotes, tables_of, to_console, to_latex, to_markdown
 from d3still.runs.facts import variant_settings
 from d3still.runs.finished import find_runs, read_run
 from tests.conformance import FOLDER as CONFORMANCE
@@ -558,11 +558,11 @@ def test_json_is_what_any_reader_takes():
 
 def test_line_ends_and_escape_codes_in_names_change_no_table():
     hostile = "a\r\nb\x1b[31m\u202ec"
-    table = Table(hostile, ["", hostile], [["x", "1"], [hostile, "2"]])
+    table = Table(hostile, [Cell(""), Cell(hostile)], [[[Cell("x"), Cell("1")], [Cell(hostile), Cell("2")]]])
     for text in (to_console([table], [hostile]), to_markdown([table], [hostile]), to_latex([table], [hostile])):
         assert text.replace("\n", "").isprintable()
     lines = to_console([table], [hostile]).splitlines()
-    assert len(lines) == 6 and len({len(line) for line in lines[1:4]}) == 1, "a title, three lines, a note"
+    assert len(lines) == 7 and len({len(line) for line in lines[1:5]}) == 1, "a title, a rule, three lines, a note"
     assert len(to_markdown([table], [hostile]).splitlines()) == 8
 
 

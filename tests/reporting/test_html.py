@@ -3,23 +3,26 @@
 import errno
 import html
 import json
+import math
 import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from d3still.errors import UserError
+from d3still.reporting.album import Album
 from d3still.reporting.comparison import compare
+from d3still.reporting.details import MAX_DOTS, sample_of
+from d3still.reporting.figures import Bar, Series, bar_chart, line_chart
 from d3still.reporting.html import report_html
-from d3still.reporting.html.axes import Scale, nice_range, nice_step
-from d3still.reporting.html.images import Album
-from d3still.reporting.html.markup import Safe, escape, tag
-from d3still.reporting.html.sections import MAX_DOTS, _sample
 from d3still.reporting.outputs import write_comparison
 from d3still.runs.finished import find_runs
 from tests.reporting.fabricate import BLOCKS, config, fake_lists, images, make_log, make_run
+from tests.tiny import REPOSITORY
 
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = '<img src=x onerror="window.hacked=1">\'&amp;</script>.png'
@@ -155,11 +158,10 @@ def test_hostile_names_are_text(tmp_path):
     assert any(HOSTILE.rpartition("/")[2] in label for label in parsed.labels), "and are shown as they are"
 
 
-def test_names_that_text_cannot_hold_are_replaced():
-    assert escape("a\udcffb\x00\u202egnp.exe") == "a�b��gnp.exe"
-    assert escape("ü 😀 × é") == "ü 😀 × é"
-    assert escape("a b") == "a b" and escape("\"<&>'") == "&quot;&lt;&amp;&gt;&#x27;"
-    assert escape(Safe("<b>")) == "<b>" and tag("p", "<", Safe("<br>"), title='"') == '<p title="&quot;">&lt;<br></p>'
+def test_names_turn_no_direction_and_end_no_line(queries, tmp_path):
+    hostile = [(path.replace("_c001_0.png", "_\x1b[2J\u202e\n0.png"), identity) for path, identity in queries]
+    page = report_html(compare(*find_runs(make_log(tmp_path / "log", hostile, seeds=(1,)))), fake_lists(hostile))
+    assert r"_\x1b[2J\u202e\n0.png" in page and page.replace("\n", "").isprintable()
 
 
 def test_lists_that_cannot_be_had_are_said_not_fatal(comparison):
@@ -184,17 +186,17 @@ def test_images_that_are_gone_leave_a_frame(comparison, queries):
 
 
 def test_a_page_stays_small(comparison, queries, monkeypatch):
-    monkeypatch.setattr("d3still.reporting.html.page.Album", lambda: Album(budget=20_000))
+    monkeypatch.setattr("d3still.reporting.html.Album", lambda: Album(budget=20_000))
     page = report_html(comparison, fake_lists(queries))
     assert "left out to keep this page small" in page and page.count("data:image") < 60
 
 
 def test_very_many_queries_are_thinned_out_but_the_most_changed_stay():
     gains = np.random.default_rng(0).normal(size=20_000)
-    shown = _sample(gains)
+    shown = sample_of(gains)
     assert len(shown) == len(set(shown)) == MAX_DOTS
     assert set(np.argsort(-np.abs(gains))[: MAX_DOTS // 2].tolist()) <= set(shown)
-    assert _sample(gains[:MAX_DOTS]) == list(range(MAX_DOTS))
+    assert sample_of(gains[:MAX_DOTS]) == list(range(MAX_DOTS))
 
 
 def test_little_data_makes_a_page_too(queries, tmp_path):
@@ -240,11 +242,47 @@ def test_a_folder_that_cannot_be_written_to_is_an_error(comparison, tmp_path):
         write_comparison(comparison, tmp_path / "file")
 
 
-def test_axes():
-    assert nice_step(100) == 20 and nice_step(7) == 2 and nice_step(0.03) == pytest.approx(0.01)
-    assert nice_range([43, 97], high=100) == (40, 100) and nice_range([99, 100], high=100) == (99, 100)
-    low, high = nice_range([5.0, 5.0])
-    assert low < 5 < high
-    assert nice_range([0.0, 0.0])[0] < nice_range([0.0, 0.0])[1]
-    scale = Scale(0, 100, 10, 110)
-    assert scale(25) == 35 and scale.ticks() == [0, 20, 40, 60, 80, 100]
+def test_charts_are_the_same_each_time_and_share_no_id():
+    """Nothing in a drawing refers to anything, so that a page may hold any number of them, some of them hidden."""
+    made = [line_chart("ce", [Series("ROP", [(1, 3.0), (2, 1.5)], "before")], "epoch", "loss") for _ in range(2)]
+    assert made[0] == made[1]
+    drawing = made[0].drawing
+    assert "<text" in drawing and "epoch</text>" in drawing, "text stays text"
+    assert "var(--before)" in drawing and "#0072b2" not in drawing
+    assert not re.search(r" id=|url\(|href|<style|<metadata|\d{4}-\d\d-\d\d", drawing)
+
+
+def test_points_lie_on_what_is_drawn():
+    """The mark of each point is where the line has its vertex, in the drawing's own pixels."""
+    chart = line_chart("x", [Series("a", [(1, 3.0), (2, 1.5), (5, 9.0)], "after")], "epoch", "loss")
+    (line,) = re.findall(r'd="([^"]*)"[^>]*var\(--after\)', chart.drawing)
+    vertices = [tuple(map(float, pair)) for pair in re.findall(r"[ML] ([\d.]+) ([\d.]+)", line)]
+    marks = [tuple(map(float, re.match(r"M([\d.]+) ([\d.]+)a", point.outline).groups())) for point in chart.points]
+    assert [(x + 3, y) for x, y in marks] == [pytest.approx(vertex, abs=0.1) for vertex in vertices]
+    assert chart.points[2].text == "a, epoch 5: 9"
+
+
+def test_bars_of_any_name_can_be_drawn():
+    bars = [Bar(name, value, "half", "text", "note") for name, value in (("$x", 1.0), ("<b>", -0.5), ("é" * 99, 0.0))]
+    chart = bar_chart("scores", bars, "score", [])
+    assert "&lt;b&gt;" in chart.drawing and "…" + "é" * 14 in chart.drawing and "$x" in chart.drawing
+
+
+def test_what_is_no_number_is_not_drawn(queries, tmp_path):
+    """Losses that are missing, infinite or words; blocks without scores."""
+    log = make_log(tmp_path / "log", queries, seeds=(1,))
+    folder = log / "emoji/acd_rop/seed1"
+    odd = [{"epoch": i, "ce": value} for i, value in enumerate((1.0, math.nan, math.inf, "x", None, [], 10**400, True))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in odd))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for report in (None, [], {"scores": 3, "groups": {}}, {"scores": {"a": {}}, "groups": {"important": 3}}):
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"optimizer_report": report}))
+        page = report_html(compare(*find_runs(log)))
+        assert "did not score blocks" in page and page.count("ROP + ACD, seed 1, epoch") == 1
+
+
+def test_training_imports_no_plotting():
+    """Nor what pages are made with."""
+    code = "import sys, d3still.engine; print(sorted({'matplotlib', 'jinja2'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,93 @@
+"""The queries that a report shows, with small pictures inside the page, within a budget of bytes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from d3still.data import ImageError, Sample
+from d3still.pages import picture_uri
+from d3still.reporting.lists import Entry, RankedList
+from d3still.reporting.pairing import Pairs, file_name
+from d3still.reporting.pictures import image_of, network_view, thumbnail
+
+logger = logging.getLogger(__name__)
+
+THUMBNAIL = 72  # pixels, as large as the page shows them
+BUDGET = 10_000_000  # bytes of all pictures in a page, so that with everything else it stays below 15 MB
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image of a ranked list; ``picture`` is its address in the page, None where it cannot be read."""
+
+    picture: Markup | None
+    alt: str
+    hit: bool
+    rank: int | None
+    score: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """A query's list by one of the two runs."""
+
+    title: str
+    images: Sequence[Shown]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A query as the query network sees it, what changed, and both lists."""
+
+    name: str
+    picture: Markup | None
+    change: str
+    sides: Sequence[Side]
+
+
+class Album:
+    """Makes the cards of queries and counts the bytes of their pictures.
+
+    An image that cannot be read is reported once.
+    """
+
+    def __init__(self, budget: int = BUDGET) -> None:
+        self.left = budget
+        self._made: dict[tuple[Sample, object], Markup | None] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether the budget is used up."""
+        return self.left <= 0
+
+    def card(self, pairs: Pairs, i: int, lists: Mapping[str, RankedList], size: tuple[int, int]) -> Card:
+        """The card of the query at place ``i``: its list by the name of each run; ``size`` is (height, width)."""
+        sides = [
+            Side(f"{name}: AP {100 * ranked.ap:.1f} %", [self._shown(entry) for entry in ranked.entries])
+            for name, ranked in lists.items()
+        ]
+        query = next(iter(lists.values())).query
+        change = f"identity {pairs.names[i]}, {size[0]}×{size[1]} pixels; AP {pairs.change(i)}"
+        return Card(file_name(pairs.paths[i]), self._picture(query, size), change, sides)
+
+    def _shown(self, entry: Entry) -> Shown:
+        sample = entry.sample
+        alt = f"rank {entry.rank}, {'hit' if entry.hit else 'miss'}, identity {sample.name}, {file_name(sample.path)}"
+        return Shown(self._picture(sample), alt, entry.hit, entry.rank, f"{entry.score:.3f}")
+
+    def _picture(self, sample: Sample, size: tuple[int, int] | None = None) -> Markup | None:
+        """At the pixels of the query network, losslessly, or the whole image, small."""
+        key = (sample, size)
+        if key not in self._made:
+            try:
+                pixels = thumbnail(sample, THUMBNAIL) if size is None else network_view(sample, size)
+                self._made[key] = picture_uri(image_of(pixels), lossless=size is not None)
+            except ImageError as error:
+                logger.warning("%s", error)
+                self._made[key] = None
+        self.left -= len(self._made[key] or "")  # a repeated picture is repeated in the page
+        return self._made[key]
