@@ -104,5 +104,8 @@ def relative_names(paths: Iterable[str]) -> list[str]:
     """Paths below the folder that they all share, with forward slashes: names that do not say where the data lies."""
     texts = [str(path).replace("\\", "/") for path in paths]
     folders = {text.rpartition("/")[0] for text in texts}
-    shared = os.path.commonpath(folders) if all(folders) else ""
+    try:
+        shared = os.path.commonpath(folders) if all(folders) else ""
+    except ValueError:  # no paths, or full ones among relative ones
+        shared = ""
     return [text.removeprefix(shared).lstrip("/") for text in texts]

@@ -202,6 +202,7 @@ def test_names_below_the_common_folder():
     assert relative_names(["/a/b/x.jpg", "/a/c/x.jpg"]) == ["b/x.jpg", "c/x.jpg"]
     assert relative_names(["/a/b/x.jpg", "/a/b/y.jpg"]) == ["x.jpg", "y.jpg"]
     assert relative_names(["x.jpg", "b/y.jpg"]) == ["x.jpg", "b/y.jpg"]
+    assert relative_names(["a/x.jpg", "/b/y.jpg"]) == ["a/x.jpg", "b/y.jpg"] and relative_names([]) == []
 
 
 def test_identities_of_older_runs_are_called_by_their_numbers(own_log):
