@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from d3still.errors import UserError
 from d3still.evaluation.arrays import as_tensor
 from d3still.evaluation.labels import as_labels
+from d3still.files import require_regular
 
 # The first name is ours; the others are what other tools write.
 _NAMES = {
@@ -48,6 +48,7 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
     """
     path = Path(path)
     try:
+        require_regular(path)
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -55,7 +56,9 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
             found = {name: _entry(archive, name, path) for name in _NAMES}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy have each their own for what is damaged
         raise UserError(f"{path} is not a readable .npz file of plain arrays ({error})") from None
     for name in ("features", "ids"):
         if found[name] is None:

@@ -42,7 +42,7 @@ def load_torch_file(path: Path) -> Any:
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; name the weight file in it") from error
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such weight file; put it there or correct the path in the config") from error
+        raise UserError(f"{path}: no such weight file; put it there or correct the path") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from error
     except UnpicklingError as error:

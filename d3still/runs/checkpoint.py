@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from d3still.distillers import Distiller
 from d3still.errors import UserError
 from d3still.files import write_atomically
+from d3still.modeling.torch_file import load_torch_file
 
 FORMAT = "d3still"
 
@@ -24,16 +24,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this package, to the CPU, without running any code in it.
 
     Raises:
-        UserError: when it is missing, damaged, or not one.
+        UserError: when it is missing, damaged (its checksums are compared), or not one.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no checkpoint {path}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{path} is not a readable checkpoint ({str(error).splitlines()[0] if str(error) else 'damaged'})"
-        ) from error
+    state = load_torch_file(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of a {FORMAT} run")
     return state

@@ -60,7 +60,7 @@ def _records(path: Path, rows: Sequence[Row]) -> dict[str, list[Record]]:
 
 
 def _find(root: Path) -> Path:
-    if root.is_file():
+    if not root.is_dir():
         return root
     tables = sorted(entry for entry in root.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
     if len(tables) != 1:

@@ -1,0 +1,66 @@
+"""Whatever a user names is read only where it is a regular file: no reader waits for a pipe or reads a device."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from d3still.config import load_config
+from d3still.data import build_dataset, read_image
+from d3still.data.datasets.files import read_lines
+from d3still.errors import UserError
+from d3still.evaluation.features import load_features
+from d3still.modeling import read_weights
+from d3still.runs.checkpoint import load_checkpoint
+
+READERS = {
+    "image": read_image,
+    "weights": read_weights,
+    "checkpoint": load_checkpoint,
+    "table": lambda path: build_dataset("csv", path),
+    "list": read_lines,
+    "config": load_config,
+    "features": load_features,
+}
+
+
+def pipe(path):
+    os.mkfifo(path)
+    # Whoever opens the pipe after all is let go again, so that the test fails and does not hang.
+    threading.Thread(target=lambda: path.open("wb").close(), daemon=True).start()
+    return "named pipe"
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+    return "device"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("make", [pipe, device])
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, read, make):
+    path = tmp_path / "x.png"
+    kind = make(path)
+    with pytest.raises(UserError, match=rf"x\.png.*it is a {kind}, not a file") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_name_that_no_file_can_have(tmp_path, read):
+    with pytest.raises(UserError, match=r"no file can have this name|does not exist|holds a NUL"):
+        read(tmp_path / "a\0b.png")
+
+
+def test_a_damaged_compressed_feature_file_is_one_line(tmp_path):
+    path = tmp_path / "query.npz"
+    np.savez_compressed(path, features=np.random.default_rng(0).random((20, 16)), ids=np.arange(20))
+    whole = path.read_bytes()
+    for place in range(60, len(whole), 97):  # in the compressed arrays, their headers and the table of contents
+        content = bytearray(whole)
+        content[place : place + 4] = b"\xff\x00\xff\x00"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"query\.npz is not a readable .npz file"):
+            load_features(path)
