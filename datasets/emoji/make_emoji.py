@@ -15,23 +15,22 @@ import argparse
 import io
 import itertools
 import json
-import random
 import sys
-import zipfile
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageStat
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import icon_packages
+from icon_packages import archive, encode_all, write_or_check
+
 HERE = Path(__file__).resolve().parent
-SIZE = 96  # pixels, height and width
-BACKGROUND = (255, 255, 255)
 MIN_SETS = 6  # an identity is a code point that at least so many of the seven sets draw
 NUM_TRAIN, NUM_VALIDATION, QUERIES_PER_IDENTITY = 700, 100, 2
 SEED = 2024
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the oldest time that the format can hold
 VARIATION_SELECTOR = "fe0f"
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 NEAR_IDENTICAL = 5.0  # mean absolute difference of two images over pixels and channels, of 255
@@ -67,20 +66,13 @@ RENAMED = {("emojione", "1f199"): "up-text-button", ("emojione-v1", "1f199"): "u
 ALWAYS_TRAIN = ("1f997", "2328")
 
 
-class Package:
+class Package(icon_packages.Package):
     """The drawings of one set, by icon name and by code point."""
 
     def __init__(self, folder: Path, icon_set: IconSet) -> None:
-        found = json.loads((folder / "package.json").read_text(encoding="utf-8"))["version"]
-        if found != icon_set.version:
-            sys.exit(f"{folder} has version {found}; {icon_set.version} is needed")
+        super().__init__(folder, icon_set.version)
         self.set = icon_set
-        self.data = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
         self.chars: dict[str, str] = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
-
-    def names(self) -> list[str]:
-        """Icon names, then aliases, in the package's order."""
-        return [*self.data["icons"], *self.data.get("aliases", {})]
 
     def by_character(self) -> dict[str, str]:
         """Identity → icon name, by chars.json."""
@@ -101,29 +93,6 @@ class Package:
             if set_name == self.set.name:
                 found[identity] = name
         return found
-
-    def svg(self, name: str) -> str:
-        """A whole SVG file of the icon or alias."""
-        icon: dict = {}
-        turns, flips = 0, []
-        while name not in self.data["icons"]:
-            alias = self.data["aliases"][name]
-            flips += [flip for flip in ("hFlip", "vFlip") if alias.get(flip)]
-            turns += alias.get("rotate", 0)
-            icon = alias | icon
-            name = alias["parent"]
-        icon = self.data["icons"][name] | icon
-        if turns or "vFlip" in flips:
-            sys.exit(f"{self.set.name}/{name} is turned or flipped upside down, which this tool does not draw")
-        left, top = icon.get("left", 0), icon.get("top", 0)
-        width, height = (icon.get(side, self.data.get(side, 16)) for side in ("width", "height"))
-        body = icon["body"]
-        if flips.count("hFlip") % 2:
-            body = f'<g transform="translate({2 * left + width} 0) scale(-1 1)">{body}</g>'
-        return (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'width="{SIZE}" height="{SIZE}" viewBox="{left} {top} {width} {height}">{body}</svg>'
-        )
 
 
 def identity_of(character: str) -> str | None:
@@ -158,69 +127,9 @@ def select(packages: list[Package]) -> dict[str, str]:
     )
 
 
-def render(svg: str) -> Image.Image:
-    """The drawing, as large as fits into the square, on the background."""
-    import resvg_py  # here, so that the tests can use the rest without it
-
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True)
-    drawing = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-    if drawing.size != (SIZE, SIZE):
-        raise ValueError(f"rendered as {drawing.size}")
-    image = Image.new("RGB", drawing.size, BACKGROUND)
-    image.paste(drawing, mask=drawing)
-    return image
-
-
-def encode(svg: str) -> bytes:
-    """The drawing as a lossless WebP file; an empty one is an error."""
-    image = render(svg)
-    if len(image.getcolors(SIZE * SIZE) or []) == 1:
-        raise ValueError("blank: one colour only")
-    file = io.BytesIO()
-    image.save(file, "WEBP", lossless=True, quality=100, method=6, exact=True)
-    with Image.open(io.BytesIO(file.getvalue())) as stored:
-        if stored.convert("RGB").tobytes() != image.tobytes():
-            raise ValueError("the WebP file is not lossless")
-    return file.getvalue()
-
-
 def split_of(names: list[str]) -> dict[str, list[str]]:
     """The fixed split: identities of each part, and the file names that are queries."""
-    files: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        files[name.split("_")[0]].append(name)
-    draw = random.Random(SEED)
-    free = [identity for identity in sorted(files) if identity not in ALWAYS_TRAIN]
-    test = sorted(draw.sample(free, len(files) - NUM_TRAIN))
-    train = sorted(set(files) - set(test))
-    validation = sorted(draw.sample([i for i in train if i not in ALWAYS_TRAIN], NUM_VALIDATION))
-    queries = {
-        part: sorted(q for i in identities for q in draw.sample(files[i], QUERIES_PER_IDENTITY))
-        for part, identities in (("test", test), ("validation", validation))
-    }
-    for query in queries["test"] + queries["validation"]:
-        identity, camera, _ = query.split("_")
-        rest = set(files[identity]) - set(queries["test"] + queries["validation"])
-        if all(name.split("_")[1] == camera for name in rest):
-            raise ValueError(f"{query} has no match by another vendor")
-    return {
-        "train": train,
-        "validation": validation,
-        "test": test,
-        "query": queries["test"],
-        "validation_query": queries["validation"],
-    }
-
-
-def archive(images: dict[str, bytes]) -> bytes:
-    """An uncompressed zip file of the images, the same bytes every time."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
-        for name, content in images.items():
-            info = zipfile.ZipInfo(name, ZIP_TIME)
-            info.create_system, info.external_attr = 3, 0o644 << 16  # as if made on Unix, wherever it was
-            target.writestr(info, content)
-    return file.getvalue()
+    return icon_packages.split_of(names, NUM_TRAIN, NUM_VALIDATION, QUERIES_PER_IDENTITY, SEED, ALWAYS_TRAIN)
 
 
 def distances(images: dict[str, bytes]) -> dict[tuple[str, str], float]:
@@ -295,9 +204,7 @@ def figures(images: dict[str, bytes], split: dict[str, list[str]]) -> str:
 
 def readme_with(figures_text: str) -> bytes:
     """README.md with its measured part replaced."""
-    before, _, rest = (HERE / "README.md").read_text(encoding="utf-8").partition(FIGURES[0])
-    after = rest.partition(FIGURES[1])[2]
-    return (before + FIGURES[0] + figures_text + FIGURES[1] + after).encode()
+    return icon_packages.readme_with(HERE / "README.md", FIGURES, figures_text)
 
 
 def main() -> None:
@@ -307,23 +214,15 @@ def main() -> None:
     arguments = parser.parse_args()
     packages = [Package(arguments.packages / icon_set.name, icon_set) for icon_set in SETS]
     svgs = select(packages)
-    with ProcessPoolExecutor() as pool:
-        images = dict(zip(svgs, pool.map(encode, svgs.values(), chunksize=64), strict=True))
+    images = encode_all(svgs)
     split = split_of(list(images))
     outputs = {
         "emoji.zip": archive(images),
-        "split.json": (json.dumps(split, indent=0) + "\n").encode(),
+        "split.json": icon_packages.split_file(split),
         "README.md": readme_with(figures(images, split)),
     }
     print(f"{len({n.split('_')[0] for n in images})} identities, {len(images)} images, 0 blank")
-    for name, content in outputs.items():
-        path = HERE / name
-        same = path.exists() and path.read_bytes() == content
-        print(f"{name}: {len(content):,} bytes, {'as before' if same else 'changed'}")
-        if not arguments.check:
-            path.write_bytes(content)
-        elif not same:
-            sys.exit(1)
+    write_or_check(HERE, outputs, arguments.check)
 
 
 if __name__ == "__main__":

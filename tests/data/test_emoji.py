@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from d3still.data import build_dataset
-from d3still.data.datasets import emoji as module
-from d3still.data.datasets.emoji import emoji
+from d3still.data.datasets import embedded as module
+from d3still.data.datasets.drawings import emoji
 from d3still.data.image import read_image
 from d3still.errors import UserError
 
@@ -328,7 +328,7 @@ def test_a_kill_in_the_middle_leaves_nothing_half_done(small):
     program = f"""
 import os, signal
 from pathlib import Path
-from d3still.data.datasets.emoji import emoji
+from d3still.data.datasets.drawings import emoji
 write, count = Path.write_bytes, []
 def killed(path, content):
     count.append(path)
@@ -362,7 +362,7 @@ def test_processes_that_start_at_once_all_see_the_whole_set(whole, tmp_path):
     program = f"""
 import sys, time
 from pathlib import Path
-from d3still.data.datasets.emoji import emoji
+from d3still.data.datasets.drawings import emoji
 print("ready", flush=True)
 sys.stdin.readline()
 dataset = emoji(Path({str(folder)!r}))
