@@ -20,12 +20,14 @@ STAGES = (
     ("rop", "Stage 1: ROP distils the query network, at low resolution, from the frozen gallery network"),
     ("acd_rop", "Stage 2: ACD moves the gallery network towards the frozen query network"),
 )
+# A quarter of the config's stage 1, so that the demo takes minutes: its query network is not trained out.
+SHORT = {"rop": ["SOLVER.MAX_EPOCHS", "16", "SOLVER.LR_DECAY_STEPS", "[3]"]}
 
 
 def run_stage(name: str, title: str) -> tuple[Path, dict[str, Any]]:
     """Train one stage afresh; its folder and its metrics."""
     print(f"\n── {title} (configs/emoji/{name}.yaml)", file=sys.stderr)
-    cfg = load_config(REPOSITORY / f"configs/emoji/{name}.yaml", ["OUTPUT_DIR.ROOT_PATH", ROOT])
+    cfg = load_config(REPOSITORY / f"configs/emoji/{name}.yaml", ["OUTPUT_DIR.ROOT_PATH", ROOT, *SHORT.get(name, [])])
     folder = train(cfg, resume="never")
     return folder, json.loads((folder / "metrics.json").read_text())
 
@@ -46,7 +48,8 @@ def report(before: dict[str, Any], after: dict[str, Any]) -> str:
         [
             "",
             "Test identities of the emoji set, in percent. AIR: query network against gallery network;",
-            "SIR: gallery network against itself, before and after ACD.",
+            "SIR: gallery network against itself, before and after ACD. Stage 1 was a short one (16 epochs; the config",
+            "has 60): with more of it both ROP and ROP + ACD align better.",
             "",
             *lines,
             "",
