@@ -30,7 +30,7 @@ def build_dataset(
     """The dataset registered as ``name``.
 
     Args:
-        name: a registered name (VeRi776, MSMT17, CUB200, InShop, SOP, emoji, folder, csv, …).
+        name: a registered name (VeRi776, MSMT17, CUB200, InShop, SOP, emoji, icons, folder, csv, …).
         root: the dataset's folder or the one that holds it; where a relative one is not in the current folder, or
             lacks the dataset there, it is looked for in ``repositories``.
         split: "test", or "val" for identities held out of the training set: those that the dataset names for it, else
