@@ -26,7 +26,7 @@ from d3still.engine import Trainer, choose_precision
 from d3still.engine.distributed import Ranks, choose_device
 from d3still.engine.run import peak_memory
 from d3still.engine.setup import Data, build_distiller, open_dataset
-from d3still.engine.step import train_step
+from d3still.engine.step import compute_gradients, update
 from d3still.runs.folder import RunFolder
 from d3still.solver import OPTIMIZER_BUILDERS
 
@@ -84,7 +84,8 @@ def measure(path, precision_name, steps, settings):
     scaler = precision.scaler()
 
     def whole():
-        train_step(distiller, trainer.built.optimizer, precision, scaler, images, labels, pair)
+        compute_gradients(distiller, precision, scaler, images, labels, pair)
+        update(distiller, trainer.built.optimizer, scaler)
 
     def bare():
         bare_step(distiller, precision, images, pair)
@@ -123,9 +124,8 @@ def analysis_row(path, precision_name, settings):
         cfg = trainer.cfg.clone()
         cfg.defrost()
         cfg.RAHO.MAX_BATCHES = share
-        with trainer.precision.autocast():
-            build(cfg, trainer.distiller, trainer.pairs, None)  # warm-up
-            analysis = timed(trainer.device, lambda: build(cfg, trainer.distiller, trainer.pairs, None))
+        build(cfg, trainer.distiller, trainer.pairs, None)  # warm-up
+        analysis = timed(trainer.device, lambda: build(cfg, trainer.distiller, trainer.pairs, None))
     trainer.distiller.train()
     trainer.epoch = 1
     batches = trainer._batches(0, 0)

@@ -17,6 +17,7 @@ IDENTITIES, IMAGES, CAMERAS = 6, 6, 3
 SETTINGS = {
     "EXPERIMENT.DEVICE": "cpu",
     "EXPERIMENT.PRECISION": "float32",
+    "EXPERIMENT.NUM_THREADS": 1,  # else the numbers follow from what else the machine does
     "DISTILLER.STUDENT_PRETRAIN_CHOICE": False,
     "DISTILLER.STUDENT_NAME": "MobileNetV3_Small",
     "DISTILLER.TEACHER_NAME": "ResNet18",

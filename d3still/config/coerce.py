@@ -11,6 +11,8 @@ from d3still.errors import UserError
 TRUE_TEXTS = ("true", "on", "yes", "1")
 FALSE_TEXTS = ("false", "off", "no", "0")
 QUOTES = "'\""
+AUTO = "auto"
+SWITCHES_WITH_AUTO = ("EXPERIMENT.CHECKPOINT_ACTIVATIONS",)  # switches that may also be left to the program
 
 # Lists whose default is empty, and so cannot show the type of their elements.
 ELEMENT_EXAMPLES: dict[str, Any] = {
@@ -36,7 +38,7 @@ def coerce(key: str, setting: Setting, default: Any) -> Any:
         return _convert(key, setting.value, default)
     except ValueError:
         raise UserError(
-            f"{setting.where}: {key} cannot be {setting.value!r}: it takes {_kind(default)}; "
+            f"{setting.where}: {key} cannot be {setting.value!r}: it takes {_kind(key, default)}; "
             f"write for example {_example(key, setting, default)}"
         ) from None
 
@@ -50,6 +52,8 @@ def unquote(text: str) -> str:
 
 
 def _convert(key: str, value: Any, default: Any) -> Any:
+    if key in SWITCHES_WITH_AUTO:
+        return AUTO if unquote(str(value)).strip().lower() == AUTO else _to_bool(value)
     if isinstance(default, bool):
         return _to_bool(value)
     if isinstance(default, int):
@@ -122,7 +126,9 @@ def _guess(element: Any) -> Any:
     return element
 
 
-def _kind(default: Any) -> str:
+def _kind(key: str, default: Any) -> str:
+    if key in SWITCHES_WITH_AUTO:
+        return "auto, True or False"
     if isinstance(default, bool):
         return "True or False"
     names = {int: "a whole number", float: "a number", str: "a text"}

@@ -19,6 +19,7 @@ from d3still.config.rules import (
     EPOCHS,
     FRACTION,
     NOT_NEGATIVE,
+    ON_OFF_AUTO,
     PADDING,
     PATH,
     PIXELS,
@@ -39,7 +40,8 @@ _C.EXPERIMENT = Node()
 _C.EXPERIMENT.DEVICE = "cuda", one_of("cuda", "cpu")  # cuda falls back to cpu where there is none
 _C.EXPERIMENT.DEVICE_ID = "0", CARD  # of a run in one process
 _C.EXPERIMENT.PRECISION = "auto", one_of("auto", "float32", "bfloat16", "float16")
-_C.EXPERIMENT.CHECKPOINT_ACTIVATIONS = False  # recompute the learner's activations: less memory, more time
+_C.EXPERIMENT.CHECKPOINT_ACTIVATIONS = "auto", ON_OFF_AUTO  # recompute them; auto: once the memory ends
+_C.EXPERIMENT.NUM_THREADS = 0, NOT_NEGATIVE  # of the CPU; 0 = OMP_NUM_THREADS, else the cores that are free at start
 _C.EXPERIMENT.SYNC_BN = False  # batch norm over all ranks
 _C.EXPERIMENT.IMPORTS = []  # a user's own modules or files, imported before the config is read
 _C.EXPERIMENT.TRIPLET_METHOD = "batch_hard", one_of("batch_hard", "batch_soft", "batch_sample")

@@ -55,6 +55,7 @@ AT_LEAST_2 = Rule("2 or more", lambda value: value >= 2)
 FRACTION = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
 BELOW_1 = Rule("0 or more and below 1", lambda value: 0 <= value < 1)
 TEMPERATURE = Rule("between 1e-6 and 1e6", lambda value: 1e-6 <= value <= 1e6)
+ON_OFF_AUTO = one_of("auto", True, False)
 STRIDE = one_of(1, 2)
 STAGE = Rule("a stage from 1 to 4", lambda value: 1 <= value <= 4)
 

@@ -32,6 +32,10 @@ class ImageBatch:
     def __len__(self) -> int:
         return self.pixels.shape[0]
 
+    def __getitem__(self, part: slice) -> ImageBatch:
+        """The images of a slice; paths of skipped ones belong to the whole."""
+        return ImageBatch(*(t[part] for t in self._tensors()))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
         """The batch with its tensors on ``device``."""
         moved = (t.to(device, non_blocking=non_blocking) for t in self._tensors())

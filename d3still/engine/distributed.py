@@ -144,16 +144,15 @@ def gather_lists(items: list[Any]) -> list[Any]:
 
 
 class Agreement:
-    """Lets all ranks act on a flag that any of them may raise, in the same step."""
+    """Lets all ranks act on flags that any of them may raise, in the same step."""
 
     def __init__(self) -> None:
         # on the CPU, so that asking does not wait for the GPU
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
 
-    def highest(self, value: int) -> int:
-        """The largest value that any rank gives."""
-        if self._group is None:
-            return value
-        tensor = torch.tensor([value])
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
-        return int(tensor)
+    def highest(self, *values: int) -> list[int]:
+        """The largest that any rank gives, for each of the values."""
+        tensor = torch.tensor(values)
+        if self._group is not None:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
+        return tensor.tolist()

@@ -16,6 +16,7 @@ from d3still.engine.distributed import gather_lists, gather_rows
 from d3still.engine.setup import Data
 from d3still.evaluation import RankingResult, evaluate_distances, evaluate_ranking, k_reciprocal_distances
 from d3still.modeling.inference import exact_inference
+from d3still.modeling.out_of_memory import InParts
 from d3still.reporting.lists import WORST, worst
 
 LISTED = 10  # images in the ranked list of a hard query
@@ -59,23 +60,27 @@ def extract(
 ) -> Features:
     """Features of every image of a test loader, in the order of its samples, over all ranks.
 
-    Runs as in `exact_inference`, so that a score does not depend on what the training ran in.
+    Runs as in `exact_inference`, so that a score does not depend on what the training ran in, and in parts of the
+    loader's batches where the memory does not hold them.
 
     Args:
         network: images (B, 3, H, W) → `ModelOutput`.
         flip: add the features of the mirrored image (``TEST.FLIP_FEATS``).
     """
+
+    def embed(part: ImageBatch) -> Tensor:
+        images = normalize(part.to(device, non_blocking=True))
+        values = network(images).retrieval_feat
+        return values + network(images.flip(3)).retrieval_feat if flip else values
+
     feats, indices, skipped = [], [], []
+    embed_in_parts = InParts(embed, "TEST.IMS_PER_BATCH")
     with exact_inference(network):
         for batch in loader.epoch(0):
             skipped += batch.skipped
             if not len(batch):
                 continue
-            images = normalize(batch.to(device, non_blocking=True))
-            values = network(images).retrieval_feat
-            if flip:
-                values = values + network(images.flip(3)).retrieval_feat
-            feats.append(values)
+            feats.append(embed_in_parts(batch))
             indices.append(batch.indices)
     loader.close()
     width = network.feature_width

@@ -32,6 +32,7 @@ from d3still.engine.setup import (
     require_matches,
     start_files,
 )
+from d3still.engine.threads import choose_threads
 from d3still.engine.trainer import Trainer
 from d3still.files import write_atomically, write_text
 from d3still.runs.facts import stage_of
@@ -99,6 +100,7 @@ def _prepare(
 ) -> Trainer:
     """Everything that can fail for a reason the user can mend, before anything is written."""
     precision = choose_precision(cfg.EXPERIMENT.PRECISION, device)
+    choose_threads(cfg.EXPERIMENT.NUM_THREADS, None if saved is None else saved["progress"].get("threads"))
     require_matches(cfg, dataset)
     distiller = build_distiller(cfg, dataset.num_classes)
     if saved is None:
@@ -124,6 +126,7 @@ def _write_results(trainer: Trainer, evaluation: Evaluation) -> None:
         "images_per_second": round(trainer.images / trainer.seconds, 1) if trainer.seconds else None,
         "peak_memory_mib": round(peak_memory(trainer.device) / 2**20),
         "precision": trainer.precision.name,
+        "threads": torch.get_num_threads(),
         "seed": cfg.SOLVER.SEED,
         "valid_queries": first.num_valid,
         "unmatched_queries": first.num_unmatched,

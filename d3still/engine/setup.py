@@ -70,12 +70,11 @@ def require_matches(cfg: CfgNode, dataset: RetrievalDataset) -> None:
 
 def build_networks(cfg: CfgNode, num_classes: int) -> tuple[nn.Module | None, nn.Module]:
     """Both networks with fresh weights, (query, gallery); stage 0 has one, described by ``STUDENT_*``."""
-    recompute = cfg.EXPERIMENT.CHECKPOINT_ACTIVATIONS
     d = cfg.DISTILLER
-    student = build_model(d.STUDENT_NAME, num_classes, d.STUDENT_LAST_STRIDE, checkpoint_activations=recompute)
+    student = build_model(d.STUDENT_NAME, num_classes, d.STUDENT_LAST_STRIDE)
     if stage_of(cfg) == 0:
         return None, student
-    return student, build_model(d.TEACHER_NAME, num_classes, d.TEACHER_LAST_STRIDE, checkpoint_activations=recompute)
+    return student, build_model(d.TEACHER_NAME, num_classes, d.TEACHER_LAST_STRIDE)
 
 
 def build_distiller(cfg: CfgNode, num_classes: int) -> Distiller:

@@ -14,16 +14,15 @@ from d3still.engine.distributed import average_gradients
 from d3still.engine.precision import Precision
 
 
-def train_step(
+def compute_gradients(
     distiller: Distiller,
-    optimizer: Optimizer,
     precision: Precision,
     scaler: torch.amp.GradScaler,
     images: Tensor,
     labels: Tensor,
     pair: Pair | None,
 ) -> dict[str, Tensor]:
-    """Update the learner once.
+    """Forward and backward pass of a step; the parameters have its gradients then, this rank's.
 
     Args:
         images, labels, pair: as `Distiller.forward` takes them, on the device.
@@ -31,15 +30,20 @@ def train_step(
     Returns:
         Scalars on the device: ``loss``, its weighted terms, and ``accuracy``.
     """
-    optimizer.zero_grad(set_to_none=True)
+    distiller.zero_grad(set_to_none=True)
     with precision.autocast():
         losses, accuracy = distiller(images, labels, pair)
         total = torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
     scaler.scale(total).backward()
+    values = {"loss": total, **losses, "accuracy": accuracy}
+    return {name: value.detach() for name, value in values.items()}
+
+
+def update(distiller: Distiller, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Average the gradients over the ranks and take one step of the optimizer."""
     average_gradients(parameter for _, parameter in distiller.learnable_parameters())
     scaler.step(optimizer)
     scaler.update()
-    return {"loss": total, **losses, "accuracy": accuracy}
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
     """Seed torch, numpy and random for one step, so that its randomness follows from where it is in the run.

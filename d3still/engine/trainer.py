@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from d3still.engine.distributed import Agreement, Ranks, gather_lists, share_buf
 from d3still.engine.events import Board, progress_bar
 from d3still.engine.meter import Meter
 from d3still.engine.precision import Precision
+from d3still.engine.recomputation import Recomputation
 from d3still.engine.retrieval import Evaluation, evaluate
 from d3still.engine.setup import Data
 from d3still.engine.signals import Preempted, StopRequest
-from d3still.engine.step import seed_step, train_step
+from d3still.engine.step import compute_gradients, seed_step, update
+from d3still.engine.step_memory import does_not_fit
 from d3still.errors import UserError
 from d3still.runs.checkpoint import load_network_state, network_state, save_checkpoint
 from d3still.runs.folder import RunFolder
@@ -67,12 +70,15 @@ class Trainer:
         self.meter, self.scaler, self.agreement = Meter(), precision.scaler(), Agreement()
         if saved is not None:
             load_network_state(distiller, saved)
+        explain = partial(does_not_fit, cfg, distiller, precision, device)
+        self.recomputation = Recomputation(distiller, cfg.EXPERIMENT.CHECKPOINT_ACTIVATIONS, explain)
         if ranks.world_size > 1 and cfg.EXPERIMENT.SYNC_BN:
             self._synchronise_batch_norms()
         self.built = self._build_optimizer(saved)
         self.schedule = build_schedule(cfg)
         if saved is not None:
             self._restore(saved)
+        self.recomputes = self.recomputation.on  # as known to all ranks
 
     def run(self) -> Evaluation:
         """Train from where the run stands to its last epoch, evaluate, and return that evaluation.
@@ -139,23 +145,20 @@ class Trainer:
             yield from zip(identity, self.pair_loader.epoch(epoch, start), strict=False)
 
     def _train_on(self, identity: ImageBatch, pair: PairBatch | None) -> None:
-        seed_step(self.cfg.SOLVER.SEED, self.epoch, self.step, self.ranks.rank)
         self.skipped.update(identity.skipped, pair.skipped if pair else ())
         if self.epoch == self.step == 0 and pair is not None:
             self.board.pair_images(pair.low.pixels, pair.high.pixels)
-        identity = identity.to(self.device, non_blocking=True)
-        values = train_step(
-            self.distiller,
-            self.built.optimizer,
-            self.precision,
-            self.scaler,
-            self.data.normalize(identity),
-            identity.labels,
-            None if pair is None else self._to_pair(pair),
-        )
-        self.meter.add(values)
+        self.meter.add(self.recomputation.attempt(partial(self._compute_gradients, identity, pair)))
+        update(self.distiller, self.built.optimizer, self.scaler)
         self.step += 1
         self.images += (len(identity) + (len(pair) if pair else 0)) * self.ranks.world_size
+
+    def _compute_gradients(self, identity: ImageBatch, pair: PairBatch | None) -> dict[str, Tensor]:
+        """All of a step before its update, from its seed on, so that it may be done again."""
+        seed_step(self.cfg.SOLVER.SEED, self.epoch, self.step, self.ranks.rank)
+        identity = identity.to(self.device, non_blocking=True)
+        images, views = self.data.normalize(identity), None if pair is None else self._to_pair(pair)
+        return compute_gradients(self.distiller, self.precision, self.scaler, images, identity.labels, views)
 
     def _to_pair(self, batch: PairBatch) -> Pair:
         batch = batch.to(self.device, non_blocking=True)
@@ -205,8 +208,10 @@ class Trainer:
         return f"the last good checkpoint is {where}" if where.exists() else "no checkpoint was written yet"
 
     def _save_if_asked(self, began: float) -> None:
-        """Save within the epoch when a signal or CHECKPOINT_STEPS asks for it."""
-        number = self.agreement.highest(self.stop.number)
+        """After a step: act on what any rank noticed, and save within the epoch when it is asked for."""
+        number, recompute = self.agreement.highest(self.stop.number, self.recomputation.on)
+        if recompute and not self.recomputes:
+            self._tell_of_recomputation()
         every = self.cfg.SOLVER.CHECKPOINT_STEPS
         if not number and not (every and self.step % every == 0):
             return
@@ -223,11 +228,23 @@ class Trainer:
             self.board.close()
             raise Preempted(number)
 
+    def _tell_of_recomputation(self) -> None:
+        """All ranks recompute from the same step on, whichever one's memory has ended."""
+        self.recomputation.switch_on()
+        self.recomputes = True
+        logger.info(
+            "the memory ended in step %d of epoch %d: that step was done again with recomputed activations, as all "
+            "are from here on; it takes longer and changes no number (EXPERIMENT.CHECKPOINT_ACTIVATIONS auto)",
+            self.step,
+            self.epoch + 1,
+        )
+
     def _synchronise_batch_norms(self) -> None:
         if self.device.type == "cpu":
             raise UserError("EXPERIMENT.SYNC_BN needs GPUs: PyTorch has no SyncBatchNorm on CPUs; set it to False")
         nn.SyncBatchNorm.convert_sync_batchnorm(self.distiller.learner_network)
         nn.SyncBatchNorm.convert_sync_batchnorm(self.distiller.extra)
+        self.recomputation.switch_on()  # ranks that recompute exchange more: all must, from the first step on
 
     def _epoch_record(self, elapsed: float, data_wait: float, speed: float) -> dict[str, Any]:
         rates = sorted(group["lr"] for group in self.built.optimizer.param_groups)
@@ -299,6 +316,8 @@ class Trainer:
             "best": self.best,
             "finished": self.finished,
             "skipped": skipped,
+            "recomputes": self.recomputes,
+            "threads": torch.get_num_threads(),
             "meter": self.meter.state_dict(),
         }
         training = {
@@ -318,6 +337,8 @@ class Trainer:
         self.seconds, self.images = progress["seconds"], progress["images"]
         self.best, self.finished = progress["best"], progress["finished"]
         self.skipped = set(progress["skipped"])
+        if progress.get("recomputes") and self.cfg.EXPERIMENT.CHECKPOINT_ACTIVATIONS == "auto":
+            self.recomputation.switch_on()  # the memory ended before
         self.meter.load_state_dict(progress["meter"], self.device)
         self.built.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])

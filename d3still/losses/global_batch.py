@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class Exchanges:
+    """What the ranks exchange in one step, kept, so that one of them can do its step again alone.
+
+    The second time it takes what it was given the first time; the others go on and do not notice. That is right
+    where the step is the same again, bit for bit, and each exchange comes by way of this module.
+    """
+
+    _current: ClassVar[Exchanges | None] = None
+
+    def __init__(self) -> None:
+        self._results: list[Tensor] = []
+        self._next = 0
+
+    def rewind(self) -> None:
+        """Begin the step again."""
+        self._next = 0
+
+    def __enter__(self) -> Exchanges:
+        Exchanges._current = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Exchanges._current = None
+
+    @classmethod
+    def result_of(cls, communicate: Callable[[], Tensor]) -> Tensor:
+        """What ``communicate`` gives, or gave in the attempt before."""
+        kept = cls._current
+        if kept is None:
+            return communicate()
+        if kept._next == len(kept._results):
+            kept._results.append(communicate())
+        kept._next += 1
+        return kept._results[kept._next - 1]
 
 
 def world_size() -> int:
@@ -34,9 +71,21 @@ def local_part(tensor: Tensor) -> Tensor:
 def global_sum(tensor: Tensor) -> Tensor:
     """Sum of a tensor over ranks, without gradient."""
     if world_size() > 1:
-        tensor = tensor.detach().clone()
-        dist.all_reduce(tensor)
+        return Exchanges.result_of(lambda: _sum_over_ranks(tensor))
     return tensor
+
+
+def _sum_over_ranks(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().clone()
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def _concatenated_over_ranks(tensor: Tensor) -> Tensor:
+    tensor = tensor.contiguous()
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
 
 
 class _Gather(torch.autograd.Function):
@@ -44,10 +93,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        tensor = tensor.contiguous()
-        parts = [torch.empty_like(tensor) for _ in range(world_size())]
-        dist.all_gather(parts, tensor)
-        return torch.cat(parts)
+        # a copy, since autograd takes what forward returns for its own
+        return Exchanges.result_of(lambda: _concatenated_over_ranks(tensor)).clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from d3still.reporting.rows import Row
 from d3still.runs.facts import BASELINE, differences
+from d3still.runs.folder import FREE_TO_CHANGE
 
 SEED = "SOLVER.SEED"
+HOW_IT_RAN = [key for key in FREE_TO_CHANGE if not key.startswith("DISTILLER.")]  # settings that change no number
 TESTING = ("TEST.TEST_METRIC", "TEST.EXCLUDE_SAME_CAMERA", "TEST.FLIP_FEATS")  # settings that change every score
 
 
@@ -27,7 +29,7 @@ def _between_seeds(row: Row) -> Iterator[str]:
     first, *others = row.seeds
     for seed in others:
         found = differences(row.results[first].run.config, row.results[seed].run.config)
-        keys = [key for key, _, _ in found if key != SEED]
+        keys = [key for key, _, _ in found if key != SEED and key not in HOW_IT_RAN]
         if keys:
             yield f"{_name(row)}: seeds {first} and {seed} also differ in {', '.join(keys)}"
 

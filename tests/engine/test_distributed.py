@@ -52,6 +52,13 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(measured, case):
         )
 
 
+def test_a_rank_whose_memory_ends_does_its_step_again_while_the_other_waits(measured):
+    """The same bits as when no rank's memory ends."""
+    found, expected = measured["results"]["memory ends"], measured["results"][str((1, "ROP", ()))]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_five_images_on_two_ranks_are_five(measured):
     assert sorted(measured["indices"]) == [0, 1, 2, 3, 4]
 

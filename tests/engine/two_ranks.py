@@ -12,12 +12,13 @@ from d3still.config import get_cfg
 from d3still.data import ImageCache, Sample, test_loader
 from d3still.distillers import DISTILLERS, Pair
 from d3still.distillers.base import Distiller
-from d3still.engine.distributed import average_gradients, gather_lists, gather_rows, process_group
+from d3still.engine.distributed import Agreement, average_gradients, gather_lists, gather_rows, process_group
+from d3still.engine.recomputation import Recomputation
 from d3still.modeling import build_model
 
 CLASSES, BATCH = 4, 8
 BASELINES = [name for name in DISTILLERS if name not in ("NONE", "ACD")]
-CASES = [(1, name, ()) for name in BASELINES] + [(2, name, ()) for name in ("CSD", "ROP", "UGD")]
+CASES: list[tuple] = [(1, name, ()) for name in BASELINES] + [(2, name, ()) for name in ("CSD", "ROP", "UGD")]
 # learnable parts that get no gradient: UGD's projectors
 CASES += [(1, "UGD", ("UGD.BETA", 0.0)), (1, "UGD", ("UGD.KD_WEIGHT", 0.0))]
 
@@ -57,6 +58,39 @@ def gradients(distiller: Distiller, *inputs: object) -> dict[str, torch.Tensor]:
     return found | {name: p.grad for name, p in distiller.learnable_parameters() if p.grad is not None}
 
 
+def with_mean_losses(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Losses averaged over the ranks: cross entropy is each rank's own."""
+    means = {name: gather_rows(found[name].reshape(1)).mean() for name in found if name.startswith("loss.")}
+    return found | means
+
+
+def gradients_when_memory_ends(own: slice, rank: int) -> dict[str, torch.Tensor]:
+    """`gradients` of ROP where rank 1's memory ends after the ranks' first exchanges, and whether each recomputes."""
+    case = (1, "ROP", ())
+    distiller, failures = build(*case), []
+
+    def full(*_: object) -> None:
+        if rank == 1 and not distiller.query.checkpoint_activations:
+            failures.append(rank)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    distiller.gallery.register_forward_pre_hook(full)  # it runs once the supervised losses were exchanged
+    recomputation = Recomputation(distiller, "auto", lambda: "does not fit")
+
+    def compute() -> dict[str, torch.Tensor]:
+        distiller.zero_grad(set_to_none=True)
+        losses, _ = distiller(*batch(case[0], own))
+        sum(losses.values()).backward()
+        return {f"loss.{name}": value.detach() for name, value in losses.items()}
+
+    found = recomputation.attempt(compute)
+    own_choice = recomputation.on
+    (agreed,) = Agreement().highest(own_choice)
+    average_gradients(parameter for _, parameter in distiller.learnable_parameters())
+    assert len(failures) == rank and own_choice == bool(rank) and agreed, "one fails, both know"
+    return found | {name: p.grad for name, p in distiller.learnable_parameters() if p.grad is not None}
+
+
 def main(out: Path) -> None:
     """Measure on two ranks; rank 0 saves."""
     with process_group("cpu") as (ranks, _):
@@ -65,9 +99,8 @@ def main(out: Path) -> None:
         results = {}
         for case in CASES:
             found = gradients(build(*case), *batch(case[0], own))
-            for name in [name for name in found if name.startswith("loss.")]:
-                found[name] = gather_rows(found[name].reshape(1)).mean()  # cross entropy is each rank's own
-            results[str(case)] = found
+            results[str(case)] = with_mean_losses(found)
+        results["memory ends"] = with_mean_losses(gradients_when_memory_ends(own, ranks.rank))
         samples = [Sample(str(path), 0, i) for i, path in enumerate(sorted(out.parent.glob("*.png")))]
         loader = test_loader(
             samples, size=(8, 8), batch_size=2, rank=ranks.rank, world_size=ranks.world_size, cache=ImageCache(samples)

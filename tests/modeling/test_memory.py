@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.memory import PAIRS, Setting, estimated_peak, measured_peak
+from benchmarks.memory import PAIRS, measured_peak
+from d3still.engine.step_memory import Setting, estimated_peak
 
 SMALL = Setting("ResNet18", 64, "MobileNetV3_Small", 32, 16, triplet_batch=8)
 
