@@ -19,6 +19,7 @@ from d3still.data.build import SPLITS
 from d3still.data.check import FAST_SAMPLE, SHORT_NAMES, check_dataset, contact_sheet, full_name
 from d3still.data.datasets import DATASETS
 from d3still.data.image import MAX_PIXELS
+from d3still.text import visible
 
 
 def parse() -> argparse.Namespace:
@@ -45,10 +46,10 @@ def main() -> None:
     check = check_dataset(dataset, fast=arguments.fast, max_pixels=arguments.max_pixels)
     sheet = arguments.sheet or Path("log") / f"check_{name}.png"
     contact_sheet(dataset, sheet)
-    print(f"{name} in {arguments.root}", *check.lines, sep="\n")
-    print(f"{'contact sheet':<22}{sheet}")
+    print(visible(f"{name} in {arguments.root}"), *map(visible, check.lines), sep="\n")
+    print(visible(f"{'contact sheet':<22}{sheet}"))
     for problem in check.problems:
-        print(f"problem: {problem}")
+        print(visible(f"problem: {problem}"))
     print("all is well" if check.ok else f"{len(check.problems)} problems")
     sys.exit(0 if check.ok else 1)
 

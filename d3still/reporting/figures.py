@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from d3still.text import visible
+
 WIDTH, HEIGHT, TALL = 360, 280, 372  # pixels: drawn at a phone's width, so that text keeps its size there
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 44  # room around the axes
 NAMES, VALUES, BAR_STEP = 104, 78, 20  # of bars: room before and behind them, and from one to the next
@@ -198,4 +200,5 @@ def _triangle(x: float, y: float, way: int) -> str:
 
 
 def _shortened(name: str) -> str:
+    name = visible(name)
     return name if len(name) <= NAME_LENGTH else f"…{name[1 - NAME_LENGTH :]}"

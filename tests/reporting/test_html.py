@@ -263,9 +263,11 @@ def test_points_lie_on_what_is_drawn():
 
 
 def test_bars_of_any_name_can_be_drawn():
-    bars = [Bar(name, value, "half", "text", "note") for name, value in (("$x", 1.0), ("<b>", -0.5), ("é" * 99, 0.0))]
+    values = {"$x": 1.0, "<b>": -0.5, "é" * 99: 0.0, "a\u202e": 1.0}
+    bars = [Bar(name, value, "half", "text", "note") for name, value in values.items()]
     chart = bar_chart("scores", bars, "score", [])
     assert "&lt;b&gt;" in chart.drawing and "…" + "é" * 14 in chart.drawing and "$x" in chart.drawing
+    assert r"a\u202e" in chart.drawing and chart.drawing.replace("\n", "").isprintable()
 
 
 def test_what_is_no_number_is_not_drawn(queries, tmp_path):
