@@ -32,6 +32,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--l2", **switch, help="ONNX: divide features by their length inside the graph")
     parser.add_argument("--fixed-size", action="store_true", help="ONNX: fix height and width (always so for Swin)")
     parser.add_argument("--with-resize", action="store_true", help="ONNX: take images of any size; resize in the graph")
+    parser.add_argument("--quantize", choices=("int8",), help="ONNX: 8 bits; the loss is measured and in the card")
+    parser.add_argument("--calibration", help="images for that: a folder or CSV; left out: the run's training images")
+    parser.add_argument("--accept-loss", action="store_true", help="write it whatever its cosine to float32")
     parser.add_argument("--costs", **switch, help="print what both networks cost")
     return parser.parse_args()
 
@@ -50,6 +53,9 @@ def main() -> None:
             l2=args.l2,
             fixed_size=args.fixed_size,
             with_resize=args.with_resize,
+            quantize=args.quantize,
+            calibration=args.calibration,
+            accept_loss=args.accept_loss,
             config=config,
         )
         print(f"{done.path}: {done.card['name']}, {done.card['bytes'] / 1e6:.1f} MB; model card {done.card_path}")
@@ -57,6 +63,12 @@ def main() -> None:
             found = done.card["graph"]["differences"]
             print(f"checked: onnxruntime differs from PyTorch by at most {max(found.values()):.1e}")
             print(f"         (images × height × width: {'; '.join(found)})")
+        if "quantized" in done.card["graph"]:
+            found = done.card["graph"]["quantized"]
+            smaller = found["bytes_float32"] / done.card["bytes"]
+            print(f"int8 ({found['way']}): mean cosine {found['mean_cosine']} to float32, {smaller:.1f} times smaller,")
+            print(f"      {found['milliseconds']} ms an image instead of {found['milliseconds_float32']} ms")
+            print("      what it costs in mAP: python tools/test_net.py --config-file … --query-onnx " + str(done.path))
         if args.costs:
             print(cost_table(costs(args.weights, args.part, config)))
 

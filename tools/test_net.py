@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import _bootstrap
 
 from d3still.config import get_cfg, load_config
-from d3still.engine.testing import test
+from d3still.engine.testing import LoadedRun, test
 from d3still.errors import UserError
 from d3still.evaluation import RankingResult, evaluate_ranking, load_features, pair_cameras
+
+if TYPE_CHECKING:
+    from d3still.deploy.runners import OnnxNetwork
 
 COLUMNS = ("mAP", "mINP", "R1", "R5", "R10")
 
@@ -42,6 +48,23 @@ def table(results: dict[str, RankingResult]) -> str:
     return "\n".join(lines)
 
 
+def exported(path: Path | None) -> Callable[[LoadedRun], OnnxNetwork] | None:
+    """What gives an ONNX file as the query network of a run; None without a file."""
+    if path is None:
+        return None
+    from d3still.deploy.runners import OnnxNetwork
+
+    def opened(run: LoadedRun) -> OnnxNetwork:
+        if run.distiller.query is None:
+            raise UserError("stage 0 has no query network to put --query-onnx in the place of")
+        network = OnnxNetwork(path, run.distiller.gallery)
+        if tuple(network.description.size) != tuple(run.data.sizes.query_test):
+            raise UserError(f"{path}: takes images of {network.description.size}, the run {run.data.sizes.query_test}")
+        return network
+
+    return opened
+
+
 def main() -> None:
     """Parse the command line, test, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,6 +72,7 @@ def main() -> None:
     parser.add_argument(
         "--features", nargs=2, metavar=("QUERY", "GALLERY"), help="two .npz files with features, ids, cams"
     )
+    parser.add_argument("--query-onnx", type=Path, metavar="FILE", help="an export to test as the query network")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over the file's")
     args = parser.parse_args()
@@ -57,7 +81,7 @@ def main() -> None:
     if args.features:
         results = rank_files(args.features, args.opts)
     else:
-        results = test(load_config(args.config_file, args.opts)).results
+        results = test(load_config(args.config_file, args.opts), exported(args.query_onnx)).results
     print(json.dumps({name: r.summary() for name, r in results.items()}) if args.json else table(results))
 
 

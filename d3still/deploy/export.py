@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from d3still.data.transforms import resize
 from d3still.deploy.description import COLOUR_RULE, RESIZE_RULE, Description
 from d3still.deploy.extras import require
 from d3still.deploy.network_files import METADATA_KEY, ONNX, SAFETENSORS, open_network
+from d3still.deploy.quantize import quantised
 from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, RESIZE_KEY, EmbeddingGraph, onnx_session, sealed
 from d3still.errors import UserError
 from d3still.files import write_atomically, write_text
 from d3still.modeling.swin import SwinModel
 
-FORMATS = ("onnx", "safetensors")
+FORMATS, QUANTISED = ("onnx", "safetensors"), ("int8",)
 _SUFFIX = {"onnx": ONNX, "safetensors": SAFETENSORS}
 CHECK_BATCHES = (1, 3, 14)
 TOLERANCE = 1e-4  # largest difference of any number of an L2-normalised feature
@@ -64,6 +65,9 @@ def export_network(
     l2: bool = True,
     fixed_size: bool = False,
     with_resize: bool = False,
+    quantize: str | None = None,
+    calibration: str | Path | Iterable[Any] | None = None,
+    accept_loss: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Export:
     """Export one network of a weight file, with a model card beside it.
@@ -78,6 +82,9 @@ def export_network(
         fixed_size: ONNX only: height and width are fixed too. Swin's always are.
         with_resize: ONNX only: the graph takes uint8 pixels of any size and resizes them itself, so that who runs
             it need not know how.
+        quantize: ONNX only: "int8" makes weights and activations of 8 bits: see `d3still.deploy.quantize`.
+        calibration: images for that; None = the training images of the run's dataset.
+        accept_loss: write the quantised network whatever its distance from the original.
 
     Raises:
         UserError: the weights cannot be opened, a package is missing, the exported graph differs from the
@@ -90,12 +97,17 @@ def export_network(
     path = path / f"{description.part}{_SUFFIX[format]}" if path.is_dir() else path
     if path.suffix != _SUFFIX[format]:
         raise UserError(f"{path}: a file of the format {format} must end in {_SUFFIX[format]}; correct --out")
+    if quantize and (format != "onnx" or quantize not in QUANTISED or not normalize):
+        raise UserError(f"--quantize takes {', '.join(QUANTISED)}, for the format onnx and without --no-normalize")
     if format == "onnx":
         if with_resize and (fixed_size or not normalize):
             raise UserError("a graph that resizes takes pixels of any size: leave out --fixed-size and --no-normalize")
         graph = EmbeddingGraph(network, description, normalize, l2, with_resize)
         content, details = onnx_bytes(graph, description, fixed_size)
         details["differences"] = checked_differences(graph, content, description, details)
+        if quantize:
+            content, details["quantized"] = quantised(content, description, calibration, accept_loss)
+        content = sealed(_with_metadata(content, graph, description))
     else:
         content, details = _safetensors_bytes(network.state_dict(), description), {}
     card = _card(description, format, path, content, details)
@@ -173,14 +185,6 @@ def onnx_bytes(graph: EmbeddingGraph, description: Description, fixed_size: bool
             verbose=False,
         )
     model = program.model_proto
-    metadata = {
-        METADATA_KEY: json.dumps(description.to_dict()),
-        NORMALIZE_KEY: json.dumps(graph.normalize),
-        L2_KEY: json.dumps(graph.l2),
-        RESIZE_KEY: json.dumps(bool(graph.size)),
-    }
-    for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=value)
     details = {
         "opset": next(entry.version for entry in model.opset_import if not entry.domain),
         "input": name,
@@ -192,7 +196,21 @@ def onnx_bytes(graph: EmbeddingGraph, description: Description, fixed_size: bool
         "normalizes": graph.normalize,
         "l2": graph.l2,
     }
-    return sealed(model.SerializeToString()), details
+    return model.SerializeToString(), details
+
+
+def _with_metadata(content: bytes, graph: EmbeddingGraph, description: Description) -> bytes:
+    """The file with what `d3still.deploy.runners` must know of it."""
+    model = require("onnx", "exporting to ONNX").load_from_string(content)
+    metadata = {
+        METADATA_KEY: json.dumps(description.to_dict()),
+        NORMALIZE_KEY: json.dumps(graph.normalize),
+        L2_KEY: json.dumps(graph.l2),
+        RESIZE_KEY: json.dumps(bool(graph.size)),
+    }
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    return model.SerializeToString()
 
 
 def checked_differences(

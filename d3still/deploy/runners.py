@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d3still.data import ImageBatch, Normalizer
-from d3still.deploy.description import Description
+from d3still.deploy.description import Description, weights_hash
 from d3still.deploy.extras import require
 from d3still.deploy.network_files import read_description
 from d3still.errors import UserError
@@ -113,6 +114,34 @@ def onnx_runner(path: Path, part: str | None) -> tuple[Runner, Description]:
         return features if scales else F.normalize(features)
 
     return run, description
+
+
+class OnnxNetwork(nn.Module):
+    """An exported query network in the place of its original, for the evaluation of a run.
+
+    Args:
+        path: the ONNX file.
+        gallery: the run's gallery network, which the file must belong with.
+
+    Raises:
+        UserError: as of `onnx_runner`; or it belongs with another gallery network.
+    """
+
+    def __init__(self, path: Path, gallery: nn.Module) -> None:
+        super().__init__()
+        self._run, self.description = onnx_runner(path, None)
+        if weights_hash(gallery.state_dict()) not in self.description.networks.values():
+            raise UserError(f"{path}: belongs with another gallery network; export the query network of this run")
+        self.feature_width = self.description.feature_width
+
+    def forward(self, images: Tensor) -> SimpleNamespace:
+        """(B, 3, H, W), normalised → an object with ``retrieval_feat`` (B, D), of length 1."""
+        mean, std = (
+            torch.tensor(values, device=images.device).view(1, -1, 1, 1)
+            for values in (self.description.mean, self.description.std)
+        )
+        pixels = ((images * std + mean) * PIXEL_RANGE).round().clamp(0, PIXEL_RANGE).to(torch.uint8)
+        return SimpleNamespace(retrieval_feat=self._run(pixels.cpu()).to(images.device))
 
 
 def onnx_session(source: Path | bytes) -> tuple[Any, dict[str, str]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from yacs.config import CfgNode
 
 from d3still.config import run_dir, weight_path
@@ -51,16 +52,21 @@ def open_run(cfg: CfgNode) -> Iterator[LoadedRun]:
         yield LoadedRun(distiller, Data(cfg, dataset, ranks, device), device)
 
 
-def test(cfg: CfgNode) -> Evaluation:
+def test(cfg: CfgNode, query_network: Callable[[LoadedRun], nn.Module] | None = None) -> Evaluation:
     """Evaluate a run's ``last.pth``, or the checkpoint that ``TEST.WEIGHTS`` names.
 
     Nothing is downloaded. A classifier of another width is dropped, and said to be.
+
+    Args:
+        cfg: the run's config.
+        query_network: gives a network to be tested in the place of the run's query network.
 
     Raises:
         UserError: when there are no weights, or they do not fit.
     """
     with open_run(cfg) as run:
-        return evaluate(cfg, run.data, run.distiller.query, run.distiller.gallery, run.device)
+        query = query_network(run) if query_network else run.distiller.query
+        return evaluate(cfg, run.data, query, run.distiller.gallery, run.device)
 
 
 def load_test_weights(cfg: CfgNode, distiller: Distiller) -> None:

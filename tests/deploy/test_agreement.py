@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from benchmarks.deploy_agreement import NEAR, agreement, first_answers
+from d3still.config import load_config
 from d3still.data import Sample
 from d3still.deploy import GalleryImage, GalleryIndex, IndexOptions
 from d3still.deploy.kinds import new_index
+from d3still.deploy.runners import OnnxNetwork
+from d3still.engine.testing import test as evaluate_run
+from d3still.errors import UserError
 from d3still.evaluation import evaluate_ranking
-from tests.deploy.small import needs
+from tests.deploy.small import make_network, needs
 from tests.deploy.test_index import unit
 
 pytestmark = needs("faiss", "onnx", "onnxscript", "onnxruntime")
@@ -28,6 +32,14 @@ def test_r1_of_a_trained_chain(chain, tmp_path):
     assert found.holds, found
     assert abs(found.deployed - reported) <= 100 * len(found.gaps) / found.queries + 1e-9
     assert not found.gaps or max(found.gaps) <= NEAR
+    metrics = json.loads((run_of(chain, "acd_rop") / "metrics.json").read_text())
+    cfg = load_config(run_of(chain, "acd_rop") / "config.yaml")
+    tested = evaluate_run(cfg, lambda run: OnnxNetwork(tmp_path / "query.onnx", run.distiller.gallery)).summaries()
+    for protocol, near in (("AIR", 0.1), ("SIR", 1e-6)):  # percent: near ties may change places
+        for name in ("mAP", "R1"):
+            assert tested[protocol][name] == pytest.approx(metrics[protocol][name], abs=near)
+    with pytest.raises(UserError, match=r"query\.onnx: belongs with another gallery network"):
+        OnnxNetwork(tmp_path / "query.onnx", make_network(5))
 
 
 @pytest.mark.slow

@@ -13,12 +13,13 @@ from d3still.config import dump_config
 from d3still.data import ImageBatch, Normalizer
 from d3still.deploy import Embedder, cost_table, costs, export_network, open_network, read_safetensors
 from d3still.deploy import export as export_module
+from d3still.deploy import quantize as quantize_module
 from d3still.deploy.description import weights_hash
 from d3still.deploy.export import TOLERANCE
 from d3still.deploy.runners import onnx_session
 from d3still.errors import UserError
 from d3still.modeling import build_model, load_weights
-from tests.deploy.small import CLASSES, NAME, make_config, make_network, needs, picture, save_run
+from tests.deploy.small import CLASSES, NAME, make_config, make_network, needs, picture, save_pictures, save_run
 
 needs_onnx = needs("onnx", "onnxscript", "onnxruntime")
 needs_safetensors = needs("safetensors")
@@ -115,6 +116,36 @@ def test_a_graph_that_resizes_takes_pixels_of_any_size(run, tmp_path):
     for switches in ({"fixed_size": True}, {"normalize": False}):
         with pytest.raises(UserError, match="leave out --fixed-size and --no-normalize"):
             export_network(run, "query", "onnx", tmp_path / "q.onnx", with_resize=True, **switches)
+
+
+@needs_onnx
+def test_int8_says_what_it_loses_and_is_refused_where_that_is_much(run, exported, tmp_path, monkeypatch):
+    import onnx
+
+    paths = save_pictures(tmp_path / "p", 24)
+    float32 = onnx.load_from_string(exported.path.read_bytes())
+    del float32.metadata_props[:]
+    graph = {key: value for key, value in exported.card["graph"].items() if key != "differences"}
+    monkeypatch.setattr(export_module, "onnx_bytes", lambda *_: (float32.SerializeToString(), dict(graph)))
+    done = export_network(run, "query", "onnx", tmp_path / "q.onnx", quantize="int8", calibration=paths)
+    found = done.card["graph"]["quantized"]
+    assert (found["calibrated_on"], found["compared_on"]) == (12, 12)
+    cosines = (Embedder.from_checkpoint(done.path)(paths[1::2]) * Embedder.from_checkpoint(run)(paths[1::2])).sum(1)
+    assert found["mean_cosine"] == pytest.approx(cosines.mean(), abs=1e-3) and found["mean_cosine"] > 0.97
+    assert done.card["bytes"] < found["bytes_float32"] and found["milliseconds"] > 0
+    assert done.card["weights_sha256"] == exported.card["weights_sha256"], "it belongs where its original does"
+    monkeypatch.setattr(quantize_module, "LEAST_COSINE", 1.0)
+    with pytest.raises(UserError, match=r"mean cosine of 0\.\d+ .*nothing was written.*--accept-loss"):
+        export_network(run, "query", "onnx", tmp_path / "r.onnx", quantize="int8", calibration=paths)
+    assert not (tmp_path / "r.onnx").exists()
+    with pytest.raises(UserError, match="at least two images"):
+        export_network(run, "query", "onnx", tmp_path / "r.onnx", quantize="int8", calibration=paths[:1])
+
+
+def test_wrong_requests_of_int8(run, tmp_path):
+    for more in ({"format": "safetensors"}, {"normalize": False}, {"quantize": "int4"}):
+        with pytest.raises(UserError, match="--quantize takes int8, for the format onnx"):
+            export_network(run, "query", out=tmp_path, **{"quantize": "int8", **more})
 
 
 @needs_onnx

@@ -1,0 +1,177 @@
+"""An exported network with weights and activations of 8 bits: smaller and faster, at a loss that is measured.
+
+Which way of quantising loses least depends on the network: per-channel weights, which should be the finer way, are
+known to go wrong on MobileNetV3 (onnxruntime#11415), and a bad calibration can make features collapse. So the few
+sound ways are tried, and that whose features stay nearest to float32's on images that did not calibrate is taken.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from d3still.data import ImageError, read_image
+from d3still.data.transforms import resize
+from d3still.deploy.description import Description
+from d3still.deploy.extras import require
+from d3still.deploy.listing import GalleryImage, list_images, run_dataset
+from d3still.deploy.runners import onnx_session
+from d3still.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+CALIBRATED_ON, COMPARED_ON = 128, 128  # images
+LEAST_COSINE = 0.95  # mean; below it no file is written unless it is asked for
+WAYS = ((False, "MinMax"), (True, "MinMax"), (False, "Percentile"))
+"""Per channel or per tensor, and how the range of activations is chosen."""
+_QUANTISED = ("Conv", "MatMul", "Gemm")
+_TIMES = 20  # forward passes; the fastest counts
+_BATCH = 16
+
+Images = str | Path | Iterable[Any] | None
+
+
+class Quantised(NamedTuple):
+    """A quantised graph, and what its card says of it."""
+
+    content: bytes
+    details: dict[str, Any]
+
+
+def quantised(content: bytes, description: Description, images: Images, accept_loss: bool) -> Quantised:
+    """The best int8 form of an ONNX graph that takes uint8 pixels.
+
+    Args:
+        content: the graph in float32.
+        description: its network's.
+        images: that calibrate it and that it is compared on, half of them each; None = the training images of
+            the run's dataset.
+        accept_loss: give it whatever its cosine to float32.
+
+    Raises:
+        UserError: there are too few images, or the mean cosine to float32 is below `LEAST_COSINE`.
+    """
+    pixels = _pixels(description, images)
+    calibrating, comparing = pixels[::2], pixels[1::2]
+    expected = _features(content, comparing)
+    best: tuple[float, bytes, str, np.ndarray] | None = None
+    for per_channel, method in WAYS:
+        found = _quantised(content, calibrating, per_channel, method)
+        cosines = (_features(found, comparing) * expected).sum(1)
+        way = f"{'per channel' if per_channel else 'per tensor'}, {method}"
+        logger.info("int8, %s: mean cosine to float32 %.4f, least %.4f", way, cosines.mean(), cosines.min())
+        if best is None or cosines.mean() > best[0]:
+            best = float(cosines.mean()), found, way, cosines
+    assert best is not None
+    mean, found, way, cosines = best
+    if not (mean >= LEAST_COSINE or accept_loss):  # also for NaN
+        raise UserError(
+            f"the int8 {description} has a mean cosine of {mean:.3f} to its float32 form, below {LEAST_COSINE}; "
+            "nothing was written. Calibrate it with images like those it will see (--calibration), or take it as it "
+            "is with --accept-loss"
+        )
+    details = {
+        "type": "int8",
+        "way": way,
+        "calibrated_on": len(calibrating),
+        "compared_on": len(comparing),
+        "mean_cosine": round(mean, 5),
+        "least_cosine": round(float(cosines.min()), 5),
+        "bytes_float32": len(content),
+        "milliseconds": round(_milliseconds(found, comparing[:1]), 2),
+        "milliseconds_float32": round(_milliseconds(content, comparing[:1]), 2),
+    }
+    return Quantised(found, details)
+
+
+def _pixels(description: Description, images: Images) -> np.ndarray:
+    """(N, 3, height, width) of evenly spread images that can be read, uint8."""
+    try:
+        listed = list_images(run_dataset(description).train if images is None else images)
+    except KeyError as error:
+        raise UserError("which images its network was trained on is not known; name some with --calibration") from error
+    wanted = CALIBRATED_ON + COMPARED_ON
+    chosen = listed[:: max(1, len(listed) // wanted)][:wanted]
+    found = [pixels for pixels in map(_resized, chosen, [description.size] * len(chosen)) if pixels is not None]
+    if len(found) < 2:
+        raise UserError(f"int8 is calibrated on at least two images, not {len(found)}; name more with --calibration")
+    return torch.stack(found).numpy()
+
+
+def _resized(image: GalleryImage, size: tuple[int, int]) -> torch.Tensor | None:
+    try:
+        return resize(read_image(image.path, image.box), size)
+    except ImageError as error:
+        logger.warning("left out: %s", error)
+        return None
+
+
+def _quantised(content: bytes, pixels: np.ndarray, per_channel: bool, method: str) -> bytes:
+    quantization = require("onnxruntime.quantization", "quantising")
+    name = onnx_session(content)[0].get_inputs()[0].name
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(content)
+        quantization.quantize_static(
+            source,
+            target,
+            _Reader([{name: batch[None]} for batch in pixels]),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=list(_QUANTISED),
+            per_channel=per_channel,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod[method],
+        )
+        return target.read_bytes()
+
+
+class _Reader:
+    """Inputs one after the other, as onnxruntime's calibration asks for them."""
+
+    def __init__(self, inputs: Sequence[dict[str, np.ndarray]]) -> None:
+        self._inputs = iter(inputs)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next one; None after the last."""
+        return next(self._inputs, None)
+
+
+def _features(content: bytes, pixels: np.ndarray) -> np.ndarray:
+    """(N, D), of length 1."""
+    session, _ = onnx_session(content)
+    name = session.get_inputs()[0].name
+    parts = [session.run(None, {name: pixels[start : start + _BATCH]})[0] for start in range(0, len(pixels), _BATCH)]
+    return F.normalize(torch.from_numpy(np.concatenate(parts))).numpy()
+
+
+def _milliseconds(content: bytes, pixels: np.ndarray) -> float:
+    session, _ = onnx_session(content)
+    name, times = session.get_inputs()[0].name, []
+    for _ in range(_TIMES):
+        began = time.perf_counter()
+        session.run(None, {name: pixels})
+        times.append(time.perf_counter() - began)
+    return 1000 * min(times)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what onnxruntime prints and its advice to the root logger, which no user can follow."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.root.setLevel(level)
