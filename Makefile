@@ -62,7 +62,7 @@ $(VENV)/.serve: requirements-serve.txt $(VENV)/.deploy
 	else echo "there is no npm: the server will embed"; fi
 	touch $@
 
-$(VENV)/.dev: requirements.txt requirements-dev.txt requirements-deploy.txt requirements-serve.txt | $(VENV)/bin/python
+$(VENV)/.dev: requirements.txt requirements-dev.txt requirements-deploy.txt requirements-serve.txt requirements-milvus.txt | $(VENV)/bin/python
 	@echo "installing requirements-dev.txt into $(VENV), which takes some minutes the first time"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

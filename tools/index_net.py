@@ -6,6 +6,9 @@
   python tools/index_net.py remove --index gallery.index [--path FILE …] [--identity NAME …]
   python tools/index_net.py sync   --weights log/…/last.pth --index gallery.index DIR
   python tools/index_net.py info   --index gallery.index
+
+With --engine milvus --uri ./gallery.db (in this process) or --uri http://HOST:19530 (a cluster) instead of an index
+file, all of them work on a gallery in Milvus.
 """
 
 from __future__ import annotations
@@ -13,17 +16,34 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import _bootstrap
 
 from d3still.config import load_config
-from d3still.deploy import KINDS, Embedder, GalleryIndex, IndexBuilder, IndexOptions, Ranks, torchrun_ranks, write_page
+from d3still.deploy import (
+    KINDS,
+    Embedder,
+    Gallery,
+    GalleryIndex,
+    IndexBuilder,
+    IndexOptions,
+    Ranks,
+    torchrun_ranks,
+    write_page,
+)
 from d3still.deploy.build import remove_images
+from d3still.deploy.gallery import header_of
 from d3still.deploy.index_file import read_header
 from d3still.deploy.listing import run_gallery, shown
+from d3still.deploy.milvus import MilvusGallery
 from d3still.engine.events import logging_to
+from d3still.errors import UserError
 from d3still.text import visible
+
+ENGINES = ("faiss", "milvus")
 
 
 def parse() -> argparse.Namespace:
@@ -43,7 +63,8 @@ def parse() -> argparse.Namespace:
         command.add_argument("--batch-size", type=int, default=64)
     for command in (build, add, search, info, remove, sync):
         name = "--out" if command is build else "--index"
-        command.add_argument(name, dest="index", required=True, type=Path, help="the index file")
+        command.add_argument(name, dest="index", type=Path, help="the index file")
+        add_engine(command)
     for command in (build, add):
         command.add_argument("--images", help="a folder, or a CSV file with a column path; left out: the run's gallery")
     for command in (build, add, sync):
@@ -64,6 +85,34 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """The options that say where the gallery is, if not in an index file."""
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
+    parser.add_argument("--uri", help="of Milvus: a file, or http://HOST:19530")
+
+
+def place(args: argparse.Namespace) -> Path:
+    """The index file, or what the unfinished build of a gallery in Milvus is named after."""
+    if (args.engine == "faiss") != bool(args.index) or (args.engine == "milvus") != bool(args.uri):
+        raise UserError("give the index file (--index, build: --out), or --engine milvus with --uri")
+    return args.index or Path("gallery.milvus" if "://" in args.uri else args.uri)
+
+
+def opened(args: argparse.Namespace) -> Gallery:
+    """The gallery that the command line names."""
+    return GalleryIndex.load(place(args)) if args.engine == "faiss" else MilvusGallery.open(args.uri)
+
+
+def build_in_milvus(args: argparse.Namespace, builder: IndexBuilder, network: Embedder, images: Any) -> None:
+    """Make the collection, where it is missing, then embed what it does not hold."""
+    if args.kind != "exact" or args.queries or args.query_weights:
+        raise UserError("Milvus chooses its kind of index itself: leave out --kind, --queries and --query-weights")
+    header = header_of(network.description, IndexOptions(), {})
+    with suppress(UserError) if not args.overwrite else nullcontext():
+        MilvusGallery.create(args.uri, header, overwrite=args.overwrite).close()  # or it is there, and is added to
+    builder.add(images)
+
+
 def embedder(args: argparse.Namespace, ranks: Ranks, weights: str, part: str | None) -> Embedder:
     """A network that the command line names."""
     config = load_config(args.config_file) if args.config_file else None
@@ -72,7 +121,7 @@ def embedder(args: argparse.Namespace, ranks: Ranks, weights: str, part: str | N
 
 def search(args: argparse.Namespace, network: Embedder) -> None:
     """Print the answers, and write them as a page where asked to."""
-    index = GalleryIndex.load(args.index)
+    index = opened(args)
     answers = index.search(network, args.images, args.topk)
     for query, matches in zip(args.images, answers, strict=True):
         print(visible(query))
@@ -88,25 +137,29 @@ def main() -> None:
     """Do what the command says."""
     args = parse()
     sys.stdout.reconfigure(errors="backslashreplace")  # paths need not be Unicode
+    path = place(args)
     if args.command == "info":
-        print(json.dumps(read_header(args.index), indent=1))
+        header = read_header(path) if args.engine == "faiss" else opened(args).header
+        print(json.dumps(header, indent=1))
         return
     if args.command == "remove":
         with logging_to(None):
-            remove_images(args.index, args.path, args.identity)
+            remove_images(path, args.path, args.identity, lambda: opened(args))
         return
     with torchrun_ranks() as ranks, logging_to(None, quiet=not ranks.is_main):
         network = embedder(args, ranks, args.weights, args.part)
         if args.command == "search":
             search(args, network)
             return
-        builder = IndexBuilder(network, args.index, args.workers, args.save_every, ranks)
+        builder = IndexBuilder(network, path, args.workers, args.save_every, ranks, lambda: opened(args))
         if args.command == "sync":
             builder.sync(args.folder)
             return
         images = args.images or run_gallery(network.description)
         if args.command == "add":
             builder.add(images)
+        elif args.engine == "milvus":
+            build_in_milvus(args, builder, network, images)
         else:
             options = IndexOptions(args.kind, args.recall, args.code_bytes)
             asking = embedder(args, ranks, args.query_weights, None) if args.query_weights else None

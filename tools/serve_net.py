@@ -16,9 +16,10 @@ from pathlib import Path
 import _bootstrap
 
 from d3still.config import load_config
-from d3still.deploy import Embedder, GalleryIndex
+from d3still.deploy import Embedder, Gallery, GalleryIndex
 from d3still.deploy.extras import require
 from d3still.deploy.listing import GalleryImage, list_images, run_dataset
+from d3still.deploy.milvus import MilvusGallery
 from d3still.deploy.network_files import ONNX
 from d3still.deploy.service import Limits, create_app
 from d3still.engine.events import logging_to
@@ -35,7 +36,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     limits = Limits()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--index", required=True, type=Path, help="the index file")
+    parser.add_argument("--index", type=Path, help="the index file")
+    parser.add_argument("--engine", choices=("faiss", "milvus"), default="faiss")
+    parser.add_argument("--uri", help="of Milvus, instead of an index file: a file, or http://HOST:19530")
     parser.add_argument("--weights", type=Path, help="the query network: query.onnx, or a run's last.pth")
     parser.add_argument("--part", choices=("query", "gallery"), help="which of its networks")
     parser.add_argument("--config-file", "--cfg", help="the YAML file of published weights")
@@ -92,12 +95,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def opened(args: argparse.Namespace) -> Gallery:
+    """The gallery that the command line names."""
+    if (args.engine == "faiss") != bool(args.index) or (args.engine == "milvus") != bool(args.uri):
+        raise UserError("give the index file (--index), or --engine milvus with --uri")
+    return GalleryIndex.load(args.index) if args.engine == "faiss" else MilvusGallery.open(args.uri)
+
+
 def main() -> None:
     """Serve until told to stop."""
     args = parse()
     uvicorn = require("uvicorn", "the search service")
     with logging_to(None):
-        gallery = GalleryIndex.load(args.index)
+        gallery = opened(args)
         config = load_config(args.config_file) if args.config_file else None
         embedder = Embedder.from_checkpoint(args.weights, args.part, config=config) if args.weights else None
         query_file = args.weights if args.weights and args.weights.suffix == ONNX else None

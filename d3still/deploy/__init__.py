@@ -8,7 +8,8 @@ from d3still.deploy.build import IndexBuilder
 from d3still.deploy.cost import cost_table, costs
 from d3still.deploy.embedder import Embedder
 from d3still.deploy.export import Export, export_network
-from d3still.deploy.index import GalleryIndex, Match
+from d3still.deploy.gallery import Gallery, Match
+from d3still.deploy.index import GalleryIndex
 from d3still.deploy.kinds import KINDS, IndexOptions
 from d3still.deploy.listing import GalleryImage
 from d3still.deploy.network_files import open_network, open_networks, read_safetensors
@@ -19,6 +20,7 @@ __all__ = [
     "KINDS",
     "Embedder",
     "Export",
+    "Gallery",
     "GalleryImage",
     "GalleryIndex",
     "IndexBuilder",

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from d3still.deploy.embedder import Embedded, Embedder, embed_images
 from d3still.deploy.extras import require
-from d3still.deploy.index import GalleryIndex, header_of
+from d3still.deploy.gallery import Gallery, header_of
+from d3still.deploy.index import GalleryIndex
 from d3still.deploy.index_file import read_header, write_faiss
 from d3still.deploy.kinds import IndexOptions, add, new_index, train
 from d3still.deploy.listing import GalleryImage, absolute, list_images, stamps_of
@@ -49,6 +50,7 @@ class IndexBuilder:
         num_workers: upper bound of processes that read images; 0 = a thread.
         save_every: images between two savings of the features.
         ranks: the processes of torchrun; each embeds its share.
+        opened: gives the gallery that `add` and `sync` change; left out: the index file's.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class IndexBuilder:
         num_workers: int = 0,
         save_every: int = SAVE_EVERY,
         ranks: Ranks | None = None,
+        opened: Callable[[], Gallery] | None = None,
     ) -> None:
         if save_every < 1:
             raise UserError(f"features are to be saved every {save_every} images; it must be at least 1")
         self.embedder, self.out = embedder, Path(out).expanduser()
         self.num_workers, self.save_every, self.ranks = num_workers, save_every, ranks or Ranks()
         self.store = FeatureStore.beside(self.out)
+        self._opened = opened or (lambda: GalleryIndex.load(self.out))
 
     def build(
         self,
@@ -133,29 +137,25 @@ class IndexBuilder:
             UserError: the index is of another network, or the folder holds no image.
         """
 
-        def plan(index: GalleryIndex) -> tuple[list[GalleryImage], list[int]]:
+        def plan(index: Gallery) -> tuple[list[GalleryImage], list[int]]:
             top = Path(absolute(folder))
             if not top.is_dir():
                 raise UserError(f"{top}: is no folder; sync takes the folder of a gallery's images")
-            held = [
-                (image, stamp, id)
-                for image, stamp, id in zip(index.images, index.stamps, index.ids.tolist(), strict=True)
-                if Path(image.path).is_relative_to(top)
-            ]
+            held = [entry for entry in index.entries() if Path(entry[1].path).is_relative_to(top)]
             listed = list_images(top)
-            present, known = {image.path for image in listed}, {image.path for image, _, _ in held}
-            now = stamps_of(image for image, _, _ in held)
-            changed = [(image, id) for image, stamp, id in held if image.path in present and now[image] != stamp]
-            gone = [id for image, _, id in held if image.path not in present]
-            new = [image for image in listed if image.path not in known]
-            return [*new, *(image for image, _ in changed)], [*gone, *(id for _, id in changed)]
+            present, known = {image.path for image in listed}, {image.path for _, image, _ in held}
+            now = stamps_of(image for _, image, _ in held)
+            stale = [(id, image) for id, image, stamp in held if image.path not in present or now[image] != stamp]
+            fresh = {image for _, image, stamp in held if now[image] == stamp}  # after a kill, beside its former form
+            again = {image: None for _, image in stale if image.path in present and image not in fresh}
+            return [*(image for image in listed if image.path not in known), *again], [id for id, _ in stale]
 
         return self._change(plan)
 
-    def _change(self, plan: Callable[[GalleryIndex], tuple[list[GalleryImage], list[int]]]) -> tuple[int, int]:
+    def _change(self, plan: Callable[[Gallery], tuple[list[GalleryImage], list[int]]]) -> tuple[int, int]:
         """Embed the images that ``plan`` names and take out the ids that it names, in one step of the file."""
         with self._alone():
-            index = GalleryIndex.load(self.out) if self.ranks.is_main else None
+            index = self._opened() if self.ranks.is_main else None
             todo = self.ranks.from_main(lambda: self._plan_change(index, plan))
             if todo is None:
                 return 0, 0
@@ -165,9 +165,9 @@ class IndexBuilder:
             if not readable and not gone:
                 self._readable(listed)  # says why
             if index is not None:
-                index.remove(gone)
                 images, stamps = [image for image, _ in readable], [key[2:] for _, key in readable]
                 index.append(images, lambda: self.store.blocks(readable), self.store.unreadable(listed), stamps)
+                index.remove(gone)
                 self._finish(index)
             self.ranks.wait()
         return len(readable), len(gone)
@@ -207,7 +207,7 @@ class IndexBuilder:
         return listed, asked
 
     def _plan_change(
-        self, index: GalleryIndex | None, plan: Callable[[GalleryIndex], tuple[list[GalleryImage], list[int]]]
+        self, index: Gallery | None, plan: Callable[[Gallery], tuple[list[GalleryImage], list[int]]]
     ) -> tuple[Listed, list[int]] | None:
         assert index is not None  # on the main rank
         description = self.embedder.description
@@ -289,8 +289,8 @@ class IndexBuilder:
         ranks.wait()
         return _merged(part, files[1:]) if ranks.is_main else None
 
-    def _finish(self, index: GalleryIndex) -> None:
-        """Write what could not be read and the index; then the features are no longer needed."""
+    def _finish(self, index: Gallery) -> None:
+        """Write what could not be read, and the index where it is a file; then the features are no longer needed."""
         unreadable = index.header["unreadable"]
         report = self.out.with_name(f"{self.out.name}.unreadable.txt")
         if unreadable:
@@ -301,15 +301,12 @@ class IndexBuilder:
             logger.warning("%d images could not be read; %s lists them", len(unreadable), report)
         else:
             report.unlink(missing_ok=True)
-        index.save(self.out)
+        size = ""
+        if isinstance(index, GalleryIndex):
+            index.save(self.out)
+            size = f", {self.out.stat().st_size / 1e6:.1f} MB"
         self.store.remove(self.embedder.description.embedding())
-        logger.info(
-            "%s: %d images by %s, %.1f MB",
-            self.out,
-            len(index),
-            index.network,
-            self.out.stat().st_size / 1e6,
-        )
+        logger.info("%s: %d images by %s%s", self.out, len(index), index.network, size)
 
     def _bar(self, total: int, done: int) -> tqdm:
         return tqdm(
@@ -381,8 +378,19 @@ def _digest(listed: Listed) -> str:
     return digest.hexdigest()
 
 
-def remove_images(path: Path, paths: Iterable[str | Path] = (), identities: Iterable[str] = ()) -> int:
-    """Take all images of these files and of these identities out of an index file.
+def remove_images(
+    path: Path,
+    paths: Iterable[str | Path] = (),
+    identities: Iterable[str] = (),
+    opened: Callable[[], Gallery] | None = None,
+) -> int:
+    """Take all images of these files and of these identities out of a gallery.
+
+    Args:
+        path: the index file, or what a build of another engine's gallery is named after.
+        paths: image files.
+        identities: their names.
+        opened: gives the gallery; left out: the index file's.
 
     Returns:
         The number of images removed.
@@ -394,8 +402,9 @@ def remove_images(path: Path, paths: Iterable[str | Path] = (), identities: Iter
     if not paths and not identities:
         raise UserError("nothing is named that is to be removed; give --path or --identity")
     with FeatureStore.beside(path).alone():
-        index = GalleryIndex.load(path)
-        removed = index.remove(index.ids_of(paths, identities))
-        index.save(path)
-    logger.info("%s: %d images removed, %d left", path, len(removed), len(index))
+        gallery = opened() if opened else GalleryIndex.load(path)
+        removed = gallery.remove(gallery.ids_of(paths, identities))
+        if isinstance(gallery, GalleryIndex):
+            gallery.save(path)
+    logger.info("%s: %d images removed, %d left", path, len(removed), len(gallery))
     return len(removed)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from d3still.data import ImageError, Sample, read_image, test_loader
-from d3still.data.image import crop
 from d3still.data.sources import usable_cores
 from d3still.data.transforms import resize
 from d3still.deploy.description import Description
@@ -172,9 +171,7 @@ def finite(features: np.ndarray, names: Sequence[str]) -> None:
 def _why(image: GalleryImage) -> str:
     """Read an image once more for the reason that it cannot be."""
     try:
-        pixels = read_image(image.path)
-        if image.box is not None:
-            crop(pixels, image.box, image.path)
+        read_image(image.path, image.box)
     except ImageError as error:
         problem, _, _ = str(error).rpartition("; ")  # the rest is advice for training
         return problem or str(error)

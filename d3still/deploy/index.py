@@ -5,46 +5,25 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from d3still import __version__
-from d3still.deploy.description import SHORT, Description
-from d3still.deploy.embedder import Embedder, embed_images, finite
+from d3still.deploy.embedder import Embedder, embed_images
+from d3still.deploy.gallery import Gallery, Match, header_of
 from d3still.deploy.index_file import load_index_file, save_index_file
 from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, remove, train, without
-from d3still.deploy.listing import UNKNOWN, Box, GalleryImage, Stamp, absolute, list_images, stamps_of
+from d3still.deploy.listing import UNKNOWN, GalleryImage, Stamp, list_images, stamps_of
 from d3still.deploy.recall import Queries, held_out, recall_queries, tune
 from d3still.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-REBUILD = (
-    "features of different networks cannot be compared. After ACD (or any training) the gallery must be embedded "
-    "again: tools/index_net.py build --weights … --images … --out …"
-)
-
-
-class Match(NamedTuple):
-    """One answer: an image of the gallery, and its score, the cosine between its feature and the query's."""
-
-    score: float
-    path: str
-    identity: str | None
-    box: Box | None = None
-    camera: str | None = None
-    id: int = -1
-
-
-class GalleryIndex:
-    """Gallery features, searchable, and the images that they are of.
-
-    It knows which network embedded its images and refuses any other's features. Each image has an id, which is
-    given once: it stays when others are removed, and is not given again when the image itself is.
+class GalleryIndex(Gallery):
+    """A gallery in a FAISS index, which is one file.
 
     Args:
         index: a trained FAISS index over inner products.
@@ -165,11 +144,6 @@ class GalleryIndex:
         self.append(kept, lambda: iter(features), unreadable, [stamps[image] for image in kept])
         return kept
 
-    def missing(self, images: list[GalleryImage]) -> list[GalleryImage]:
-        """Those of ``images`` that the index does not hold."""
-        held = {(image.path, image.box) for image in self.images}
-        return [image for image in images if (image.path, image.box) not in held]
-
     def append(
         self,
         images: list[GalleryImage],
@@ -177,7 +151,7 @@ class GalleryIndex:
         unreadable: dict[str, str],
         stamps: Sequence[Stamp] | None = None,
     ) -> None:
-        """Append features that ``blocks`` gives, of these images, from this index's own network."""
+        """See `Gallery.append`."""
         add(self.index, blocks)
         self._named = {}
         self.images.extend(images)
@@ -189,14 +163,7 @@ class GalleryIndex:
         self.header |= {"unreadable": reasons | unreadable, "source": None}
 
     def remove(self, ids: Iterable[int]) -> list[GalleryImage]:
-        """Take images out; the ids of the others stay, and these are not given again.
-
-        Returns:
-            The images that were removed.
-
-        Raises:
-            UserError: the index holds no image of such an id. It is then as it was.
-        """
+        """See `Gallery.remove`."""
         wanted = np.unique(np.fromiter(ids, np.int64))
         rows = np.searchsorted(self.ids, wanted)
         known = rows < len(self.ids)
@@ -213,27 +180,6 @@ class GalleryIndex:
             self.header["source"] = None
         return removed
 
-    def ids_of(self, paths: Iterable[str | Path] = (), identities: Iterable[str] = ()) -> list[int]:
-        """The ids of all images of these files and of these identities.
-
-        Raises:
-            UserError: the index holds no such image.
-        """
-        by_path, by_identity = defaultdict(list), defaultdict(list)
-        for id, image in zip(self.ids.tolist(), self.images, strict=True):
-            by_path[image.path].append(id)
-            by_identity[image.identity].append(id)
-        found: set[int] = set()
-        for known, names, kind in (
-            (by_path, map(absolute, paths), "image"),
-            (by_identity, identities, "image of the identity"),
-        ):
-            for name in names:
-                if name not in known:
-                    raise UserError(f"the index holds no {kind} {name}; nothing was removed")
-                found.update(known[name])
-        return sorted(found)
-
     def measure(self, blocks: Blocks, options: IndexOptions, queries: Queries | None) -> None:
         """Choose the effort of a search and put the recall that it reaches into the header."""
         recall = tune(self.index, blocks, options, queries)
@@ -247,24 +193,9 @@ class GalleryIndex:
                 recall.measured_with,
             )
 
-    def search(self, embedder: Embedder, images: Any, topk: int = 10) -> list[Match] | list[list[Match]]:
-        """The best gallery images for one query image or several.
-
-        Args:
-            embedder: of the query network that belongs with the index's network, or of that network itself.
-            images: as `Embedder` takes them.
-            topk: answers a query; fewer where the gallery, or what the index looks at, is smaller.
-
-        Returns:
-            Matches, best first; a list of such lists for several images.
-
-        Raises:
-            UserError: the embedder belongs with another gallery network, or an image cannot be read.
-        """
-        self.require_partner(embedder.description)
-        features = embedder(images)
-        rows = self._matches(np.atleast_2d(features), topk)
-        return rows[0] if features.ndim == 1 else rows
+    def entries(self) -> Iterator[tuple[int, GalleryImage, Stamp]]:
+        """See `Gallery.entries`."""
+        return zip(self.ids.tolist(), self.images, self.stamps, strict=True)
 
     def find(
         self,
@@ -273,20 +204,19 @@ class GalleryIndex:
         without_identity: str | None = None,
         without_camera: str | None = None,
     ) -> list[list[Match]]:
-        """The best gallery images for each feature (Q, D), best first.
-
-        Args:
-            features: of length 1.
-            topk: answers a query.
-            without_identity: images of this identity are passed over.
-            without_camera: images of this camera are passed over.
-
-        Raises:
-            UserError: as of `search_features`.
-        """
+        """See `Gallery.find`."""
         named = {"identity": without_identity, "camera": without_camera}
         rows = [self._rows(field)[name] for field, name in named.items() if name is not None]
-        return self._matches(features, topk, np.unique(np.concatenate(rows)) if rows else None)
+        passed_over = np.unique(np.concatenate(rows)) if rows else None
+        scores, positions = self.search_features(features, topk, passed_over)
+        return [
+            [
+                Match(float(score), *self.images[place], int(self.ids[place]))
+                for score, place in zip(*row, strict=True)
+                if place >= 0
+            ]
+            for row in zip(scores, positions, strict=True)
+        ]
 
     def image_of(self, id: int) -> GalleryImage | None:
         """The image of an id; None where the index holds none."""
@@ -303,13 +233,7 @@ class GalleryIndex:
         Raises:
             UserError: features of another width, not finite, or a topk below 1.
         """
-        width = self.index.d
-        features = np.ascontiguousarray(features, np.float32)
-        if features.ndim != 2 or features.shape[1] != width:
-            raise UserError(f"features of shape {features.shape} do not fit an index of (Q, {width})")
-        if topk < 1:
-            raise UserError(f"topk is {topk}; it must be at least 1")
-        finite(features, [f"query {number}" for number in range(len(features))])
+        features = self.checked(features, topk)
         if not self.images:
             return np.empty((len(features), 0), np.float32), np.empty((len(features), 0), np.int64)
         topk = min(topk, len(self.images))
@@ -325,40 +249,6 @@ class GalleryIndex:
         features = self.index.reconstruct_n(0, len(self.images))
         self.index.make_direct_map(False)
         return features
-
-    def require_same_network(self, description: Description) -> None:
-        """Refuse a network whose features must not be mixed with those in the index.
-
-        Raises:
-            UserError: naming both networks, or the setting that differs.
-        """
-        own, other = self.header["embedding"], description.embedding()
-        if own["weights_hash"] != other["weights_hash"]:
-            raise UserError(f"the index was made by {self.network}, not by the {description}: {REBUILD}")
-        differing = [f"{key} {own[key]} → {other[key]}" for key in own if key != "part" and own[key] != other[key]]
-        if differing:
-            raise UserError(f"the index was made with other settings ({', '.join(differing)}): {REBUILD}")
-
-    def require_partner(self, description: Description) -> None:
-        """Refuse a query network that was not trained for the index's network.
-
-        Raises:
-            UserError: naming both gallery networks.
-        """
-        wanted, known = self.header["embedding"]["weights_hash"], description.networks
-        if wanted in known.values():
-            return
-        if set(known) == {"query"}:
-            logger.warning("whether the %s belongs with %s, its file does not tell", description, self.network)
-            return
-        hashes = ", ".join(f"{part} {value[:SHORT]}" for part, value in known.items())
-        raise UserError(f"the index was made by {self.network}, but these weights are of {hashes}: {REBUILD}")
-
-    @property
-    def network(self) -> str:
-        """The network that embedded the images, for a message."""
-        embedding = self.header["embedding"]
-        return f"the {embedding['part']} network {embedding['network']} {embedding['weights_hash'][:SHORT]}"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -377,39 +267,6 @@ class GalleryIndex:
             none = np.empty(0, np.int64)
             self._named[field] = defaultdict(lambda: none, {name: np.array(found) for name, found in rows.items()})
         return self._named[field]
-
-    def _matches(self, features: np.ndarray, topk: int, passed_over: np.ndarray | None = None) -> list[list[Match]]:
-        scores, positions = self.search_features(features, topk, passed_over)
-        return [
-            [
-                Match(float(score), *self.images[place], int(self.ids[place]))
-                for score, place in zip(*row, strict=True)
-                if place >= 0
-            ]
-            for row in zip(scores, positions, strict=True)
-        ]
-
-
-def header_of(
-    description: Description, options: IndexOptions, unreadable: dict[str, str], source: str | None = None
-) -> dict[str, Any]:
-    """What an index file says about itself.
-
-    Args:
-        description: of the network that embedded the images.
-        options: how the index was made.
-        unreadable: path → why, of images that were left out.
-        source: digest of the list of images that it was built from; None for any other.
-    """
-    return {
-        "d3still": __version__,
-        "embedding": description.embedding(),
-        "networks": description.networks,
-        "options": asdict(options),
-        "recall": None,
-        "unreadable": unreadable,
-        "source": source,
-    }
 
 
 def _embedded(

@@ -9,8 +9,7 @@ from typing import Any
 from PIL import Image
 
 from d3still.data import ImageError, read_image
-from d3still.data.image import crop
-from d3still.deploy.index import Match
+from d3still.deploy.gallery import Match
 from d3still.deploy.listing import Box, shown
 from d3still.files import write_text
 from d3still.pages import picture_uri, render
@@ -24,7 +23,7 @@ def write_page(path: Path, queries: Sequence[str], answers: Sequence[Sequence[Ma
     Args:
         path: the file.
         queries: paths of the query images.
-        answers: for each, what `GalleryIndex.search` gave.
+        answers: for each, what `Gallery.search` gave.
         title: shown above; whatever it and the paths hold is shown as text.
 
     Raises:
@@ -40,16 +39,22 @@ def write_page(path: Path, queries: Sequence[str], answers: Sequence[Sequence[Ma
     write_text(path, render("d3still.deploy", "answers.html", title=title, queries=sections))
 
 
+def thumbnail(path: str, box: Box | None, side: int) -> Image.Image:
+    """An image, or its box, within ``side`` × ``side`` pixels.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    image = Image.fromarray(read_image(path, box).permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((side, side))
+    return image
+
+
 def _figure(path: str, box: Box | None, heading: str, identity: str | None) -> dict[str, Any]:
     try:
-        pixels = read_image(path)
-        pixels = pixels if box is None else crop(pixels, box, path)
+        picture = picture_uri(thumbnail(path, box, THUMBNAIL))
     except ImageError:  # it was indexed, but is gone by now
         picture = None
-    else:
-        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        picture = picture_uri(image)
     return {
         "picture": picture, "name": Path(path).name, "heading": heading, "identity": identity, "path": shown(path),
     }  # fmt: skip

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from d3still.data import ImageError, read_image
-from d3still.data.image import DECODE_ERRORS, to_pixels
+from d3still.data.image import DECODE_ERRORS, MAX_PIXELS, to_pixels
 from d3still.errors import UserError
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
@@ -61,6 +61,9 @@ def image_list(images: Any) -> tuple[Iterable[Any], bool]:
 
 
 def _of_pil(image: Image.Image) -> Tensor:
+    if image.width * image.height > MAX_PIXELS:  # told from its header: an opened file is not decoded yet
+        size = f"{image.width} × {image.height}"
+        raise ImageError(f"the image has {size} pixels, more than {MAX_PIXELS}; make it smaller")
     try:
         pixels = to_pixels(image)
     except DECODE_ERRORS as error:

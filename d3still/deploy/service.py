@@ -24,10 +24,10 @@ from d3still.data import ImageError
 from d3still.data.image import DECODE_ERRORS, FORMATS
 from d3still.deploy.embedder import Embedder
 from d3still.deploy.extras import require
-from d3still.deploy.index import GalleryIndex, Match
-from d3still.deploy.listing import GalleryImage
+from d3still.deploy.gallery import Gallery, Match
+from d3still.deploy.listing import Box, GalleryImage
 from d3still.deploy.network_files import ONNX
-from d3still.deploy.page import jpeg_thumbnail
+from d3still.deploy.page import thumbnail
 from d3still.errors import UserError
 from d3still.text import visible
 
@@ -38,7 +38,7 @@ RUNTIME_FILES = {"ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-sim
 _TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm", ".css": "text/css"}
 _TEMPLATES = Path(__file__).parent / "templates"
 _PAGE_FILES = {"search.js", "search.css"}
-_THUMBNAIL = 320
+_THUMBNAIL, _QUALITY = 320, 85
 _CACHED_THUMBNAILS = 2048
 _FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # an id is never given to another image
 _POLICY = (
@@ -88,7 +88,7 @@ class Refused(Exception):
 class Searcher:
     """Searches in another thread; those that wait meanwhile go to the index together."""
 
-    def __init__(self, gallery: GalleryIndex, batch: int) -> None:
+    def __init__(self, gallery: Gallery, batch: int) -> None:
         self._gallery, self._batch = gallery, batch
         self._waiting: asyncio.Queue[tuple[Question, asyncio.Future[list[Match]]]] = asyncio.Queue()
 
@@ -164,7 +164,7 @@ def parsed(kind: str, body: bytes, fields: dict[str, Any], width: int, limits: L
 
 
 def create_app(
-    gallery: GalleryIndex,
+    gallery: Gallery,
     embedder: Embedder | None = None,
     query_file: Path | None = None,
     samples: Sequence[GalleryImage] = (),
@@ -205,7 +205,7 @@ def create_app(
         task.cancel()
 
     app = FastAPI(title="d3still search", lifespan=lifespan)
-    thumbnail = lru_cache(_CACHED_THUMBNAILS)(lambda path, box: jpeg_thumbnail(path, box, _THUMBNAIL))
+    cached = lru_cache(_CACHED_THUMBNAILS)(_jpeg)
 
     @app.middleware("http")
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -280,7 +280,7 @@ def create_app(
 
     async def picture(found: GalleryImage) -> Response:
         try:
-            return Response(await asyncio.to_thread(thumbnail, found.path, found.box), 200, _FOREVER, "image/jpeg")
+            return Response(await asyncio.to_thread(cached, found.path, found.box), 200, _FOREVER, "image/jpeg")
         except ImageError:
             return gone(found)
 
@@ -361,7 +361,7 @@ class _Timed:
 class _Measured:
     """What /metrics tells; numbers of this service alone."""
 
-    def __init__(self, gallery: GalleryIndex) -> None:
+    def __init__(self, gallery: Gallery) -> None:
         self._client = require("prometheus_client", "the search service")
         self._registry = self._client.CollectorRegistry()
         kinds = {"registry": self._registry, "namespace": "d3still"}
@@ -424,6 +424,12 @@ def _embed(embedder: Embedder, data: bytes, limits: Limits) -> np.ndarray:
             return embedder(image)
     except (UserError, *DECODE_ERRORS) as error:
         raise Refused(422, f"the image cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+
+def _jpeg(path: str, box: Box | None) -> bytes:
+    buffer = io.BytesIO()
+    thumbnail(path, box, _THUMBNAIL).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
 
 
 def _result(match: Match) -> dict[str, Any]:

@@ -183,6 +183,12 @@ def test_a_broken_file_is_named(embed, tmp_path):
         embed(Image.open(paths[3]))
 
 
+def test_a_large_opened_image_is_refused_before_it_is_decoded(embed, tmp_path):
+    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    with Image.open(tmp_path / "large.png") as image, pytest.raises(UserError, match="has 9000 × 9000 pixels"):
+        embed(image)
+
+
 def test_batch_size_must_be_positive(run):
     with pytest.raises(UserError, match="batch size is 0"):
         Embedder.from_checkpoint(run, batch_size=0)
