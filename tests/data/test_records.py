@@ -53,6 +53,7 @@ def test_identities_keep_the_names_they_were_given():
     assert build(query=[("q", 7, 0)], gallery=[("g", "007", 1)]).identity_names == {7: "7"}
     code = "4" * 5000  # more digits than a number here, or Python's own reading of one, takes
     assert build(query=[("q", code, 0)], gallery=[("g", code, 1)]).identity_names == {0: code}
+    assert build(query=[("q", int("4" * 20), 0)], gallery=[("g", "4" * 20, 1)]).query[0].identity == 0
     assert Sample("a", 3, 0).name == "3" and Sample("a", 3, 0, name="x") == Sample("a", 3, 0)
 
 
@@ -83,6 +84,8 @@ def test_what_is_wrong_is_named():
         build(gallery=[])
     with pytest.raises(UserError, match="own: a is listed twice in the train part"):
         build(train=[("a", 1, 0), ("a", 2, 0)])
+    with pytest.raises(UserError, match=r"camera 4{30} of g is no number that a camera can have"):
+        build(gallery=[("g", 1, int("4" * 30))])
     with pytest.raises(UserError, match="training image j has the junk identity"):
         build(train=[("a", 1, 0), ("j", "-1", 0)])
 

@@ -21,6 +21,7 @@ JUNK_IDENTITY = -1
 """Gallery images of this identity are distractors that count neither as hit nor as miss."""
 
 
+_LAST_CAMERA = 10**18  # an int64 holds it, and those of files that are their own camera after it
 _HELD_OUT = 7  # one training identity in so many is held out; of the emoji set, 100 of 700
 
 
@@ -189,7 +190,7 @@ def _in_order(records: Iterable[Record]) -> list[str | int]:
 
 def _is_number(identity: str | int) -> bool:
     """Whether it is one that an int64 holds; longer ones, such as bar codes, are names."""
-    return isinstance(identity, int) or re.fullmatch(r"-?[0-9]{1,18}", identity) is not None
+    return re.fullmatch(r"-?[0-9]{1,18}", str(identity)) is not None
 
 
 def _numbers(identities: Sequence[str | int]) -> dict[str, int]:
@@ -202,7 +203,11 @@ def _numbers(identities: Sequence[str | int]) -> dict[str, int]:
 
 def _own_cameras(records: Sequence[Record]) -> dict[str, int]:
     """A camera for each file that has none, after those in use; the same for query and gallery."""
-    first = max((record.camera + 1 for record in records if record.camera is not None), default=0)
+    given = ((record.camera, record.path) for record in records if record.camera is not None)
+    last, where = max(given, default=(-1, ""))
+    if last > _LAST_CAMERA:
+        raise UserError(f"camera {last} of {where} is no number that a camera can have; correct the name")
+    first = last + 1
     alone = sorted({record.path for record in records if record.camera is None})
     return {path: camera for camera, path in enumerate(alone, start=first)}
 

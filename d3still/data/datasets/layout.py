@@ -104,12 +104,7 @@ def names_with_camera(*patterns: str) -> NameReader:
     def read(name: str, paths: PartPaths) -> Parts:
         parts = [match_names(name, part, patterns) for part in paths]
         first = min(1, min(int(match[2]) for matches in parts for match in matches))
-        return Parts(
-            *(
-                [Record(path, int(m[1]), int(m[2]) - first) for path, m in zip(part, matches, strict=True)]
-                for part, matches in zip(paths, parts, strict=True)
-            )
-        )
+        return named_parts(paths, parts, lambda match: int(match[2]) - first)
 
     return read
 
@@ -123,18 +118,25 @@ def names_with_number(*patterns: str) -> NameReader:
 
     def read(name: str, paths: PartPaths) -> Parts:
         parts = [match_names(name, part, patterns) for part in paths]
-        names = sorted({match.string for matches in parts for match in matches})
-        cameras = {file: place for place, file in enumerate(names)}
         if all(len({int(match[2]) for match in matches}) == len(matches) for matches in parts):
-            cameras = {match.string: int(match[2]) for matches in parts for match in matches}
-        return Parts(
-            *(
-                [Record(path, int(m[1]), cameras[m.string]) for path, m in zip(part, matches, strict=True)]
-                for part, matches in zip(paths, parts, strict=True)
-            )
-        )
+            return named_parts(paths, parts, lambda match: int(match[2]))
+        names = sorted({match.string for matches in parts for match in matches})
+        places = {file: place for place, file in enumerate(names)}
+        return named_parts(paths, parts, lambda match: places[match.string])
 
     return read
+
+
+def named_parts(
+    paths: PartPaths, parts: Sequence[Sequence[re.Match[str]]], camera: Callable[[re.Match[str]], int]
+) -> Parts:
+    """The records of train, query and gallery from what their names matched; group 1 is the identity."""
+    return Parts(
+        *(
+            [Record(path, int(match[1]), camera(match)) for path, match in zip(part, matches, strict=True)]
+            for part, matches in zip(paths, parts, strict=True)
+        )
+    )
 
 
 def match_names(name: str, paths: Sequence[str], patterns: Sequence[str]) -> list[re.Match[str]]:
