@@ -18,14 +18,16 @@ from d3still.text import visible
 USER_ERROR, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # exit statuses
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a command; what its user can put right ends in one line and exit status 2."""
+def run(main: Callable[[], object]) -> None:
+    """Run a command, which may return an exit status; what its user can put right ends in one line and status 2."""
     try:
         try:
             with _console(), early_records():
-                main()
+                status = main()
         finally:
             sys.stdout.flush()
+        if isinstance(status, int):
+            sys.exit(status)
     except UserError as error:
         print(f"error: {visible(error)}", file=sys.stderr)
         sys.exit(USER_ERROR)

@@ -14,23 +14,18 @@ from pathlib import Path
 
 import _bootstrap
 
-from d3still.data import build_dataset
-from d3still.data.build import SPLITS
-from d3still.data.check import FAST_SAMPLE, SHORT_NAMES, check_dataset, contact_sheet, full_name
-from d3still.data.datasets import DATASETS
-from d3still.data.image import MAX_PIXELS
 from d3still.text import visible
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help=f"{', '.join([*SHORT_NAMES, *DATASETS])} (in any case)")
+    parser.add_argument("name", help="veri, msmt17, cub, …, folder, csv: a name of datasets/README.md, in any case")
     parser.add_argument("--root", default="datasets", help="the dataset's folder or the one that holds it")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="val: identities held out of training")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="val: identities held out of training")
     parser.add_argument("--camera-pattern", default="", help="folder: regular expression, group 1 = the camera")
-    parser.add_argument("--fast", action="store_true", help=f"open {FAST_SAMPLE} files instead of all")
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="DATALOADER.MAX_PIXELS (%(default)s)")
+    parser.add_argument("--fast", action="store_true", help="open 500 files instead of all")
+    parser.add_argument("--max-pixels", type=int, help="DATALOADER.MAX_PIXELS")
     parser.add_argument("--sheet", type=Path, help="where the contact sheet goes (default: log/check_NAME.png)")
     return parser.parse_args()
 
@@ -38,12 +33,16 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Load, check, report."""
     arguments = parse()
+    from d3still.data import build_dataset
+    from d3still.data.check import check_dataset, contact_sheet, full_name
+    from d3still.data.image import MAX_PIXELS
+
     name = full_name(arguments.name)
     logging.getLogger("d3still").setLevel(logging.ERROR)  # its notes are in the report
     dataset = build_dataset(
         name, arguments.root, split=arguments.split, camera_pattern=arguments.camera_pattern
     )
-    check = check_dataset(dataset, fast=arguments.fast, max_pixels=arguments.max_pixels)
+    check = check_dataset(dataset, fast=arguments.fast, max_pixels=arguments.max_pixels or MAX_PIXELS)
     sheet = arguments.sheet or Path("log") / f"check_{name}.png"
     contact_sheet(dataset, sheet)
     print(visible(f"{name} in {arguments.root}"), *map(visible, check.lines), sep="\n")

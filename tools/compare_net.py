@@ -9,28 +9,22 @@ Writes table.md, table.tex, table.csv, comparison.json and report.html (docs/rep
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import _bootstrap
-from _features import embed
-from _training import is_finished, train_in_child
 
 from d3still.config import Config, load_config, user_code
-from d3still.engine.events import logging_to
 from d3still.errors import UserError
-from d3still.reporting.comparison import compare
-from d3still.reporting.execute import carry_out, plan_text
-from d3still.reporting.html import SHOWN_QUERIES
-from d3still.reporting.lists import Embedded
-from d3still.reporting.outputs import REPORT, write_comparison
 from d3still.reporting.plan import CONFIG_SUFFIXES, Planner
-from d3still.reporting.stored import ListStore
 from d3still.reporting.words import count, is_whole_number, split_words
 from d3still.runs.facts import ACD, BASELINE, VARIANTS
-from d3still.runs.finished import CONFIG, Run, find_runs, read_runs
 from d3still.text import visible
+
+if TYPE_CHECKING:
+    from d3still.reporting.lists import Embedded
+    from d3still.runs.finished import Run
 
 SOME_FAILED = 1  # exit status when the table lacks runs
 
@@ -48,7 +42,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--queries",
         type=partial(count, least=0),
-        default=SHOWN_QUERIES,
+        nargs=1,
+        default=[],
         help="improved and harmed queries to show each",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is finished, and stop")
@@ -67,7 +62,7 @@ def config_of(run: Run, settings: list[str], trusted: bool) -> Config:
     Raises:
         UserError: when it imports code that nobody vouched for.
     """
-    file = run.folder / CONFIG
+    file = run.folder / "config.yaml"
     code = user_code(file)
     if code and not trusted:
         raise UserError(f"{file} imports {', '.join(code)}, which would run that code; if you trust it, give --trust")
@@ -77,6 +72,16 @@ def config_of(run: Run, settings: list[str], trusted: bool) -> Config:
 def main() -> int:
     """Train, compare, write; the exit status."""
     args, settings = parse()
+    from _features import embed
+    from _training import is_finished, train_in_child
+
+    from d3still.engine.events import logging_to
+    from d3still.reporting.comparison import compare
+    from d3still.reporting.execute import carry_out, plan_text
+    from d3still.reporting.outputs import REPORT, write_comparison
+    from d3still.reporting.stored import ListStore
+    from d3still.runs.finished import find_runs, read_runs
+
     planned: dict[Path, Config] = {}
     with logging_to(None):
         if args.log:
@@ -101,10 +106,10 @@ def main() -> int:
         if not comparison.rows:
             raise UserError("no run of stage 1 or 2 is finished, so there is nothing to compare")
         out = Path(args.out) if args.out else root / "compare"
-        print(write_comparison(comparison, out, ListStore(embed_run), args.queries))
+        print(write_comparison(comparison, out, ListStore(embed_run), *args.queries))
     print(visible(out / REPORT))
     return SOME_FAILED if not args.log and notes else 0
 
 
 if __name__ == "__main__":
-    _bootstrap.run(lambda: sys.exit(main()))
+    _bootstrap.run(main)

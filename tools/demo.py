@@ -1,8 +1,10 @@
 """The main job in one go: train a gallery network, distil a query network from it, then let ACD bring the
-gallery network to the query network. Runs on the embedded emoji set, on a laptop: `make demo`."""
+gallery network to the query network. Runs on the embedded emoji set, on a laptop: `make demo`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -12,7 +14,6 @@ from typing import Any
 import _bootstrap
 
 from d3still.config import REPOSITORY, load_config
-from d3still.engine import train
 
 ROOT = "log/demo"
 STAGES = (
@@ -28,6 +29,8 @@ def run_stage(name: str, title: str) -> tuple[Path, dict[str, Any]]:
     """Train one stage afresh; its folder and its metrics."""
     print(f"\n── {title} (configs/emoji/{name}.yaml)", file=sys.stderr)
     cfg = load_config(REPOSITORY / f"configs/emoji/{name}.yaml", ["OUTPUT_DIR.ROOT_PATH", ROOT, *SHORT.get(name, [])])
+    from d3still.engine import train
+
     folder = train(cfg, resume="never")
     return folder, json.loads((folder / "metrics.json").read_text())
 
@@ -61,6 +64,7 @@ def report(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 def main() -> None:
     """Train the three stages and print the table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     began = time.perf_counter()
     results = [run_stage(name, title) for name, title in STAGES]
     (rop, before), (acd, after) = results[1:]

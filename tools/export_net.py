@@ -13,8 +13,6 @@ from typing import Any
 import _bootstrap
 
 from d3still.config import load_config
-from d3still.deploy import cost_table, costs, export_network
-from d3still.engine.events import logging_to
 
 PARTS, FORMATS = ("query", "gallery"), ("onnx", "safetensors")
 
@@ -42,6 +40,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Export, then say what was written and what it costs."""
     args = parse()
+    from d3still.deploy import cost_table, costs, export_network
+    from d3still.engine.events import logging_to
+
     config = load_config(args.config_file) if args.config_file else None
     with logging_to(None):
         done = export_network(

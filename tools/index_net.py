@@ -18,31 +18,18 @@ import json
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import _bootstrap
 
 from d3still.config import load_config
-from d3still.deploy import (
-    KINDS,
-    Embedder,
-    Gallery,
-    GalleryIndex,
-    IndexBuilder,
-    IndexOptions,
-    Ranks,
-    torchrun_ranks,
-    write_page,
-)
-from d3still.deploy.build import remove_images
-from d3still.deploy.gallery import header_of
-from d3still.deploy.index_file import read_header
-from d3still.deploy.listing import run_gallery, shown
-from d3still.deploy.milvus import MilvusGallery
-from d3still.engine.events import logging_to
 from d3still.errors import UserError
 from d3still.text import visible
 
+if TYPE_CHECKING:
+    from d3still.deploy import Embedder, Gallery, IndexBuilder, Ranks
+
+KINDS = ("exact", "ivf", "ivfpq", "hnsw")
 ENGINES = ("faiss", "milvus")
 
 
@@ -100,6 +87,9 @@ def place(args: argparse.Namespace) -> Path:
 
 def opened(args: argparse.Namespace) -> Gallery:
     """The gallery that the command line names."""
+    from d3still.deploy import GalleryIndex
+    from d3still.deploy.milvus import MilvusGallery
+
     return GalleryIndex.load(place(args)) if args.engine == "faiss" else MilvusGallery.open(args.uri)
 
 
@@ -107,6 +97,10 @@ def build_in_milvus(args: argparse.Namespace, builder: IndexBuilder, network: Em
     """Make the collection, where it is missing, then embed what it does not hold."""
     if args.kind != "exact" or args.queries or args.query_weights:
         raise UserError("Milvus chooses its kind of index itself: leave out --kind, --queries and --query-weights")
+    from d3still.deploy import IndexOptions
+    from d3still.deploy.gallery import header_of
+    from d3still.deploy.milvus import MilvusGallery
+
     header = header_of(network.description, IndexOptions(), {})
     with suppress(UserError) if not args.overwrite else nullcontext():
         MilvusGallery.create(args.uri, header, overwrite=args.overwrite).close()  # or it is there, and is added to
@@ -115,12 +109,17 @@ def build_in_milvus(args: argparse.Namespace, builder: IndexBuilder, network: Em
 
 def embedder(args: argparse.Namespace, ranks: Ranks, weights: str, part: str | None) -> Embedder:
     """A network that the command line names."""
+    from d3still.deploy import Embedder
+
     config = load_config(args.config_file) if args.config_file else None
     return Embedder.from_checkpoint(weights, part, ranks.device, args.batch_size, config)
 
 
 def search(args: argparse.Namespace, network: Embedder) -> None:
     """Print the answers, and write them as a page where asked to."""
+    from d3still.deploy import write_page
+    from d3still.deploy.listing import shown
+
     index = opened(args)
     answers = index.search(network, args.images, args.topk)
     for query, matches in zip(args.images, answers, strict=True):
@@ -136,6 +135,12 @@ def search(args: argparse.Namespace, network: Embedder) -> None:
 def main() -> None:
     """Do what the command says."""
     args = parse()
+    from d3still.deploy import IndexBuilder, IndexOptions, torchrun_ranks
+    from d3still.deploy.build import remove_images
+    from d3still.deploy.index_file import read_header
+    from d3still.deploy.listing import run_gallery
+    from d3still.engine.events import logging_to
+
     sys.stdout.reconfigure(errors="backslashreplace")  # paths need not be Unicode
     path = place(args)
     if args.command == "info":

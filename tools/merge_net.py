@@ -16,11 +16,7 @@ from pathlib import Path
 import _bootstrap
 
 from d3still.config import dump_config, load_config
-from d3still.engine.merging import merged_galleries
-from d3still.engine.retrieval import evaluate
-from d3still.engine.testing import open_run
 from d3still.errors import UserError
-from d3still.runs.checkpoint import network_state, save_checkpoint
 from d3still.runs.facts import stage_of
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -42,8 +38,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shares", type=numbers, default=SHARES, help="of the way from stage 0 to stage 2: 0,0.5,1")
     parser.add_argument("--save", type=Path, help="write the network of the one share given")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over the file's")
-    args = parser.parse_args()
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
+    args = parser.parse_intermixed_args()
     if args.save and len(args.shares) != 1:
         raise UserError("--save writes one network; give one share, such as --shares 0.75")
     return args
@@ -52,6 +48,11 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Merge, evaluate, print, save."""
     args = parse()
+    from d3still.engine.merging import merged_galleries
+    from d3still.engine.retrieval import evaluate
+    from d3still.engine.testing import open_run
+    from d3still.runs.checkpoint import network_state, save_checkpoint
+
     cfg = load_config(args.config_file, args.opts)
     if stage_of(cfg) != 2:
         raise UserError(f"{args.config_file} is no config of stage 2, whose gallery network has a before and after")

@@ -12,18 +12,16 @@ import logging
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import _bootstrap
 
 from d3still.config import load_config
-from d3still.deploy import Embedder, Gallery, GalleryIndex
-from d3still.deploy.extras import require
-from d3still.deploy.listing import GalleryImage, list_images, run_dataset
-from d3still.deploy.milvus import MilvusGallery
-from d3still.deploy.network_files import ONNX
-from d3still.deploy.service import Limits, create_app
-from d3still.engine.events import logging_to
 from d3still.errors import UserError
+
+if TYPE_CHECKING:
+    from d3still.deploy import Embedder, Gallery
+    from d3still.deploy.listing import GalleryImage
 
 RUNTIME = Path(sys.prefix) / "onnxruntime-web/node_modules/onnxruntime-web/dist"
 SAMPLES = 12
@@ -34,7 +32,6 @@ logger = logging.getLogger("d3still.serve")
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    limits = Limits()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index", type=Path, help="the index file")
     parser.add_argument("--engine", choices=("faiss", "milvus"), default="faiss")
@@ -46,16 +43,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runtime", type=Path, default=RUNTIME, help="the folder of onnxruntime-web's files")
     parser.add_argument("--host", default="127.0.0.1", help="another one lets other machines in")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--max-upload", type=int, default=limits.upload, help="bytes of a request")
-    parser.add_argument("--max-pixels", type=int, default=limits.pixels, help="of an image")
-    parser.add_argument("--max-topk", type=int, default=limits.topk)
-    parser.add_argument("--max-requests", type=int, default=limits.requests, help="at work at once")
-    parser.add_argument("--max-seconds", type=float, default=limits.seconds, help="a request")
+    parser.add_argument("--max-upload", type=int, help="bytes of a request")
+    parser.add_argument("--max-pixels", type=int, help="of an image")
+    parser.add_argument("--max-topk", type=int)
+    parser.add_argument("--max-requests", type=int, help="at work at once")
+    parser.add_argument("--max-seconds", type=float, help="a request")
     return parser.parse_args()
 
 
 def sample_queries(named: str | None, embedder: Embedder | None) -> list[GalleryImage]:
     """Query images for the page, of different identities where these are known."""
+    from d3still.deploy.listing import list_images, run_dataset
+
     if named:
         listed = list_images(named)
     elif embedder is None:
@@ -99,19 +98,29 @@ def opened(args: argparse.Namespace) -> Gallery:
     """The gallery that the command line names."""
     if (args.engine == "faiss") != bool(args.index) or (args.engine == "milvus") != bool(args.uri):
         raise UserError("give the index file (--index), or --engine milvus with --uri")
+    from d3still.deploy import GalleryIndex
+    from d3still.deploy.milvus import MilvusGallery
+
     return GalleryIndex.load(args.index) if args.engine == "faiss" else MilvusGallery.open(args.uri)
 
 
 def main() -> None:
     """Serve until told to stop."""
     args = parse()
+    from d3still.deploy import Embedder
+    from d3still.deploy.extras import require
+    from d3still.deploy.network_files import ONNX
+    from d3still.deploy.service import Limits, create_app
+    from d3still.engine.events import logging_to
+
     uvicorn = require("uvicorn", "the search service")
     with logging_to(None):
         gallery = opened(args)
         config = load_config(args.config_file) if args.config_file else None
         embedder = Embedder.from_checkpoint(args.weights, args.part, config=config) if args.weights else None
         query_file = args.weights if args.weights and args.weights.suffix == ONNX else None
-        limits = Limits(args.max_upload, args.max_pixels, args.max_topk, args.max_requests, args.max_seconds)
+        given = {name: getattr(args, f"max_{name}") for name in ("upload", "pixels", "topk", "requests", "seconds")}
+        limits = Limits(**{name: value for name, value in given.items() if value is not None})
         samples = sample_queries(args.samples, embedder)
         runtime = args.runtime if args.runtime.is_dir() else None
         app = create_app(gallery, embedder, query_file, samples, limits, runtime)

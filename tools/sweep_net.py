@@ -8,25 +8,11 @@ Writes sweep_KEY.png, .pdf, .json and .csv (docs/reporting.md).
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import _bootstrap
-from _training import is_finished, train_in_child
 
-from d3still.engine.events import logging_to
 from d3still.errors import UserError
-from d3still.reporting.execute import carry_out, plan_text
-from d3still.reporting.outputs import write_files
-from d3still.reporting.sweep import (
-    plan_sweep,
-    read_sweep,
-    save_figure,
-    sweep_csv,
-    sweep_figure,
-    sweep_json,
-    sweep_text,
-)
 from d3still.reporting.words import is_key, is_whole_number, split_words
 from d3still.text import visible
 
@@ -54,21 +40,28 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 def main() -> int:
     """Train what is missing, draw, write; the exit status."""
     args, settings = parse()
+    from _training import is_finished, train_in_child
+
+    from d3still.engine.events import logging_to
+    from d3still.reporting import sweep as sweeps
+    from d3still.reporting.execute import carry_out, plan_text
+    from d3still.reporting.outputs import write_files
+
     with logging_to(None):
-        plan = plan_sweep(args.config_file, args.key, args.values, [int(seed) for seed in args.seeds], settings)
+        plan = sweeps.plan_sweep(args.config_file, args.key, args.values, [int(seed) for seed in args.seeds], settings)
         if args.dry_run:
             print(plan_text(plan.all_runs, is_finished), end="")
             return 0
         outcomes = carry_out(plan.all_runs, train_in_child, is_finished)
-        sweep = read_sweep(plan, {outcome.planned.folder for outcome in outcomes if outcome.usable})
+        sweep = sweeps.read_sweep(plan, {outcome.planned.folder for outcome in outcomes if outcome.usable})
     out = Path(args.out) if args.out else plan.folder
     stem = f"sweep_{args.key}"
-    paths = save_figure(sweep_figure(sweep), out, stem)
-    write_files(out, {f"{stem}.json": sweep_json(sweep), f"{stem}.csv": sweep_csv(sweep)})
-    print(sweep_text(sweep))
+    paths = sweeps.save_figure(sweeps.sweep_figure(sweep), out, stem)
+    write_files(out, {f"{stem}.json": sweeps.sweep_json(sweep), f"{stem}.csv": sweeps.sweep_csv(sweep)})
+    print(sweeps.sweep_text(sweep))
     print("\n".join(map(visible, paths)))
     return 0 if all(outcome.usable for outcome in outcomes) else SOME_FAILED
 
 
 if __name__ == "__main__":
-    _bootstrap.run(lambda: sys.exit(main()))
+    _bootstrap.run(main)

@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING
 import _bootstrap
 
 from d3still.config import get_cfg, load_config
-from d3still.engine.testing import LoadedRun, test
 from d3still.errors import UserError
-from d3still.evaluation import RankingResult, evaluate_ranking, load_features, pair_cameras
 
 if TYPE_CHECKING:
     from d3still.deploy.runners import OnnxNetwork
+    from d3still.engine.testing import LoadedRun
+    from d3still.evaluation import RankingResult
 
 COLUMNS = ("mAP", "mINP", "R1", "R5", "R10")
 
 
 def rank_files(paths: list[str], opts: list[str]) -> dict[str, RankingResult]:
     """Rank the features of two .npz files; TEST settings may follow as KEY VALUE."""
+    from d3still.evaluation import evaluate_ranking, load_features, pair_cameras
+
     cfg = get_cfg()
     cfg.merge_from_list(opts)
     query, gallery = (load_features(path) for path in paths)
@@ -74,13 +76,15 @@ def main() -> None:
     )
     parser.add_argument("--query-onnx", type=Path, metavar="FILE", help="an export to test as the query network")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over the file's")
-    args = parser.parse_args()
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
+    args = parser.parse_intermixed_args()
     if bool(args.config_file) == bool(args.features):
         raise UserError("give either --config-file FILE or --features QUERY.npz GALLERY.npz")
     if args.features:
         results = rank_files(args.features, args.opts)
     else:
+        from d3still.engine.testing import test
+
         results = test(load_config(args.config_file, args.opts), exported(args.query_onnx)).results
     print(json.dumps({name: r.summary() for name, r in results.items()}) if args.json else table(results))
 

@@ -6,9 +6,6 @@ import argparse
 
 import _bootstrap
 
-from d3still.config import load_config
-from d3still.engine import train
-
 
 def main() -> None:
     """Parse the command line and train."""
@@ -24,8 +21,11 @@ def main() -> None:
         action="store_true",
         help="go on although the start weights or the images are others than the run was begun with",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over the file's")
-    args = parser.parse_args()
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
+    args = parser.parse_intermixed_args()
+    from d3still.config import load_config
+    from d3still.engine import train
+
     train(load_config(args.config_file, args.opts), args.resume, args.accept_changes)
 
 

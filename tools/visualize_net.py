@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import _bootstrap
-from _features import embed
 
 from d3still.config import load_config, run_dir, weight_path
-from d3still.engine.events import logging_to
 from d3still.errors import UserError
-from d3still.reporting.choose import choose
-from d3still.reporting.lists import rank, with_excluded
-from d3still.reporting.pictures import ranked_list_picture, save_picture
 from d3still.reporting.words import count, is_key, split_words
 from d3still.runs.facts import stage_of
-from d3still.runs.finished import Run, read_run
 from d3still.text import visible
+
+if TYPE_CHECKING:
+    from d3still.runs.finished import Run
 
 SHOWN = 5  # queries, where the command does not say
 
@@ -51,6 +49,14 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     """Embed, rank, choose, draw."""
     args, settings = parse()
+    from _features import embed
+
+    from d3still.engine.events import logging_to
+    from d3still.reporting.choose import choose
+    from d3still.reporting.lists import rank, with_excluded
+    from d3still.reporting.pictures import ranked_list_picture, save_picture
+    from d3still.runs.finished import read_run
+
     cfg = load_config(args.config_file, settings)
     rules = {"metric": cfg.TEST.TEST_METRIC, "exclude_same_camera": cfg.TEST.EXCLUDE_SAME_CAMERA}
 

@@ -11,7 +11,7 @@ import yaml
 from d3still.config.coerce import coerce, unquote
 from d3still.config.imports import IMPORTS_KEY
 from d3still.config.node import Config, get_cfg
-from d3still.config.paths import default_experiment_name
+from d3still.config.paths import CONFIGS, REPOSITORY, default_experiment_name
 from d3still.config.reader import read_layers
 from d3still.config.validate import validate
 
@@ -23,7 +23,7 @@ def load_config(path: str | Path, overrides: Iterable[Any] = ()) -> Config:
     gallery network, ``OUTPUT_DIR.EXPERIMENT_NAME`` becomes DATASET/CONFIG_STEM.
 
     Args:
-        path: a YAML file, this package's or a published one.
+        path: a YAML file, this package's or a published one; ``configs/…`` is found from any folder.
         overrides: ``[KEY, VALUE, …]``.
 
     Raises:
@@ -34,12 +34,18 @@ def load_config(path: str | Path, overrides: Iterable[Any] = ()) -> Config:
     for key, value in zip(overrides[::2], overrides[1::2], strict=False):
         if key == IMPORTS_KEY:
             cfg.merge_from_list([key, value])
-    cfg.merge_from_file(path)
+    cfg.merge_from_file(_installed(path))
     cfg.merge_from_list(overrides)
     _fill_in(cfg)
     validate(cfg)
     cfg.freeze()
     return cfg
+
+
+def _installed(path: str | Path) -> Path:
+    """The path, or where it is not there and begins with ``configs``, the file of that name that comes along."""
+    own = REPOSITORY / path
+    return own if Path(path).parts[:1] == (CONFIGS,) and not Path(path).exists() and own.is_file() else Path(path)
 
 
 def user_code(path: str | Path) -> list[str]:

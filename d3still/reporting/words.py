@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from d3still.data.image import is_image_name
-
 
 def split_words(words: Sequence[str], belongs: Callable[[str], bool]) -> tuple[list[str], list[str]]:
     """The words up to the first that does not belong, and the rest.
@@ -25,6 +23,8 @@ def is_whole_number(word: str) -> bool:
 
 def is_key(word: str) -> bool:
     """Whether a word looks like a config key, ``SECTION.KEY``; numbers, images and config files do not."""
+    from d3still.data.image import is_image_name  # here, since a help text needs no torch
+
     if is_image_name(Path(word)):
         return False
     section, dot, key = word.partition(".")

@@ -11,7 +11,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from d3still.config.sections import leaves
-from d3still.distillers import DISTILLERS, without_idle_sections
 from d3still.errors import UserError
 
 Tree = Mapping[str, Any]
@@ -73,6 +72,8 @@ def section_of(config: Tree) -> str | None:
     """
     baseline = baseline_of(config)
     weighing = [name for name, section in config.items() if isinstance(section, Mapping) and "KD_WEIGHT" in section]
+    from d3still.distillers import DISTILLERS  # here, since the names above serve help texts, which need no torch
+
     if baseline in DISTILLERS:
         likely = [DISTILLERS.get(baseline).section]
     else:
@@ -160,6 +161,8 @@ def differences(one: Tree, other: Tree) -> list[tuple[str, Any, Any]]:
 
     Keys that neither run reads, such as another baseline's weight, are no difference.
     """
+    from d3still.distillers import without_idle_sections
+
     before, after = (dict(leaves(tree)) for tree in without_idle_sections(one, other))
     keys = sorted({*before, *after})
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]

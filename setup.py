@@ -1,0 +1,7 @@
+"""What pyproject.toml cannot say: the commands, configs and the emoji set go along, as d3still/share."""
+
+from setuptools import find_packages, setup
+
+SHARE = {f"d3still.share.{place.replace('/', '.')}": place for place in ("tools", "configs", "datasets/emoji")}
+
+setup(packages=[*find_packages(include=["d3still*"]), *SHARE], package_dir=SHARE)
