@@ -108,7 +108,7 @@ def test_export_beside_the_weights(call, tmp_path):
 
 
 def test_commands_explain_themselves(call):
-    for name, shown in (("export_net.py", "--part {query,gallery}"), ("index_net.py", "{build,search,add,info}")):
+    for name, shown in (("export_net.py", "--part {query,gallery}"), ("index_net.py", "{build,search,add,info,")):
         code, text, _ = call(name, "--help")
         assert code == 0 and shown in text
 
