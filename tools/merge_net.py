@@ -3,8 +3,9 @@
     python tools/merge_net.py --config-file configs/emoji/acd_rop.yaml [--shares 0,0.5,0.75,1] [KEY VALUE …]
     python tools/merge_net.py --config-file configs/emoji/acd_rop.yaml --shares 0.75 --save merged.pth
 
-Prints AIR and SIR of each share; choose one on validation identities (DATASETS.SPLIT val, of runs trained so). The
-saved file is tested with TEST.WEIGHTS, exported and indexed as a run's own.
+Prints AIR and SIR of each share, batch-norm statistics computed again on the training images. Choose one on validation
+identities (DATASETS.SPLIT val, of runs trained so). The saved file is tested with TEST.WEIGHTS, exported and indexed as
+a run's own.
 """
 
 from __future__ import annotations

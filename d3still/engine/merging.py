@@ -31,8 +31,8 @@ def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: 
 def merged_galleries(cfg: CfgNode, run: LoadedRun, shares: Sequence[float]) -> Iterator[tuple[float, nn.Module]]:
     """The gallery network at each share of the way from stage 0 (0) to stage 2 (1); beyond 1 it goes on.
 
-    Batch-norm statistics are those of the training images at the gallery's test size, without augmentation; those of
-    0 and 1 stay as they were trained.
+    Batch-norm statistics are those of the training images at the gallery's test size, without augmentation, also at
+    0 and 1: they alone move AIR and SIR (docs/results/beyond.md), so that a curve needs the same at all its points.
 
     Args:
         cfg: of a stage-2 run; its TEACHER_MODEL_PATH is the way's start.
@@ -48,8 +48,7 @@ def merged_galleries(cfg: CfgNode, run: LoadedRun, shares: Sequence[float]) -> I
     for share in shares:
         network = deepcopy(end)
         network.load_state_dict(interpolated(start.state_dict(), end.state_dict(), share))
-        if share not in (0, 1):
-            update_bn(_training_images(run), network, run.device)
+        update_bn(_training_images(run), network, run.device)
         yield share, network.eval()
 
 
