@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from d3still.data import RetrievalDataset, Sample, build_dataset
 from d3still.data.datasets.base import JUNK_IDENTITY
 from d3still.data.datasets.files import require_images
+from d3still.data.datasets.table import GALLERY, PATH, TABLE_SUFFIXES, read_table
 from d3still.deploy.description import Description
 from d3still.errors import UserError
 from d3still.text import visible
@@ -96,37 +95,18 @@ def _of_path(source: Path) -> list[GalleryImage]:
         return [GalleryImage(path) for path in require_images("index", source, "the gallery's images")]
     if not source.exists():
         raise UserError(f"{source}: no such folder or table; --images takes a folder of images or a CSV file")
-    if source.suffix.lower() != ".csv":
+    if source.suffix.lower() not in TABLE_SUFFIXES:
         raise UserError(f"{source}: is neither a folder nor a .csv file; --images takes one of these")
-    listed = list(_of_table(source))
+    listed = _of_table(source)
     if not listed:
         raise UserError(f"{source}: lists no image (of a table with a column split, only {GALLERY_SPLITS} count)")
     return listed
 
 
-def _of_table(source: Path) -> Iterator[GalleryImage]:
-    try:
-        text = source.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: is not UTF-8 text; save it so") from error
-    delimiter = ";" if ";" in text.split("\n", 1)[0] else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
-    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-    if "path" not in reader.fieldnames:
-        raise UserError(f"{source} line 1: no column 'path'; the columns are path, perhaps identity, camera and split")
-    try:
-        for row in reader:
-            split = (row.get("split") or "").strip().lower()
-            if split and split not in GALLERY_SPLITS:
-                continue
-            path, identity, camera = ((row.get(name) or "").strip() for name in ("path", "identity", "camera"))
-            if not path:
-                raise UserError(f"{source} line {reader.line_num}: the path is blank")
-            yield GalleryImage(absolute(source.parent / path), identity or None, None, camera or None)
-    except csv.Error as error:
-        raise UserError(f"{source} line {reader.line_num}: {error}") from error
+def _of_table(source: Path) -> list[GalleryImage]:
+    rows = [row for row in read_table(source, required=(PATH,)) if not row.parts or GALLERY in row.parts]
+    tested = [row for row in rows if not row.is_validation] or rows
+    return [GalleryImage(absolute(row.path), row.identity or None, row.box, row.camera or None) for row in tested]
 
 
 def _of_item(item: Any) -> GalleryImage:

@@ -31,6 +31,8 @@ def test_a_table(tmp_path):
         GalleryImage(str(tmp_path / "sub/c.png"), "blue"),
         GalleryImage(str(tmp_path / "d.png"), None),
     ]
+    table.write_text("label\tpath\tsplit\tis_query\tis_gallery\n7\tq.png\tvalidation\tTrue\tFalse\n7\tg.png\tvalidation\t\t1\n")
+    assert list_images(table) == [GalleryImage(str(tmp_path / "g.png"), "7")], "open-metric-learning's"
     table.write_text('path\n"with, comma.png"\n')
     assert list_images(str(table)) == [GalleryImage(str(tmp_path / "with, comma.png"))]
 
@@ -45,13 +47,13 @@ def test_a_list(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,id\na.png,1\n", r"line 1: no column 'path'"),
+        ("picture,id\na.png,1\n", r"line 1: no column path"),
         ("path,identity\n,3\n", r"line 2: the path is blank"),
         ("path\na.png\na.png\n", r"a\.png is listed twice"),
         ("path\n./a.png\na.png\n", r"a\.png is listed twice"),
         ("path,split\na.png,train\n", r"lists no image \(of a table with a column split"),
         ("path\n", "lists no image"),
-        ("", "no column 'path'"),
+        ("", "no column path"),
         (b"path\n\xff.png\n", "is not UTF-8 text"),
         ("path\na\0.png\n", r"holds a name that no file can have"),
     ],

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset
 from d3still.data.datasets.files import some
-from d3still.data.datasets.table import TRAIN, Row, read_table
+from d3still.data.datasets.table import TABLE_SUFFIXES, TRAIN, Row, read_table
 from d3still.errors import UserError
 
 NAME = "csv"
-SUFFIXES = (".csv", ".tsv")
 
 
 @DATASETS.register(NAME)
@@ -62,7 +61,8 @@ def _records(path: Path, rows: Sequence[Row]) -> dict[str, list[Record]]:
 def _find(root: Path) -> Path:
     if not root.is_dir():
         return root
-    tables = sorted(entry for entry in root.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
+    entries = sorted(entry for entry in root.iterdir() if entry.name[0] != ".")
+    tables = [entry for entry in entries if entry.suffix.lower() in TABLE_SUFFIXES]
     if len(tables) != 1:
         what = f"several CSV files ({some(table.name for table in tables)})" if tables else "no CSV file"
         raise UserError(f"csv: {root} holds {what}; set DATASETS.ROOT_DIR to the file itself")

@@ -13,6 +13,7 @@ from d3still.data.datasets.base import Box
 from d3still.data.datasets.files import read_bytes
 from d3still.errors import UserError
 
+TABLE_SUFFIXES = (".csv", ".tsv")
 PATH, IDENTITY, CAMERA, SPLIT = "path", "identity", "camera", "split"
 #: A column's own name, then what other tools call it.
 ALIASES = {
