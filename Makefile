@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint search-demo serve-demo clean
+.PHONY: demo test test-slow gpu-check lint search-demo serve-demo clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/demo.py
@@ -36,6 +36,11 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# Everything that only a GPU can show, at most nine minutes: log/gpu/gpu.md. GPU_PYTHON names an environment of your own.
+GPU_PYTHON ?= $(BIN)/python
+gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.dev)
+	$(GPU_PYTHON) benchmarks/gpu.py --out log/gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -19,6 +19,8 @@ from d3still.deploy.extras import require
 from d3still.deploy.network_files import read_description
 from d3still.errors import UserError
 from d3still.modeling import RetrievalModel
+from d3still.modeling.inference import exact_inference
+from d3still.modeling.out_of_memory import InParts
 
 Runner = Callable[[Tensor], Tensor]
 """uint8 pixels (B, 3, height, width) on the CPU → L2-normalised features (B, D) on the CPU."""
@@ -81,13 +83,21 @@ def _normalizing(description: Description) -> Callable[[Tensor], Tensor]:
 
 
 def torch_runner(graph: EmbeddingGraph, description: Description, device: torch.device) -> Runner:
-    """A runner over ``graph``, which takes normalised images and gives features of length 1, on ``device``."""
+    """A runner over ``graph``, which takes normalised images and gives features of length 1, on ``device``.
+
+    In the arithmetic of evaluation, and in parts of a batch where the memory does not hold it.
+    """
     graph = graph.to(device, memory_format=torch.channels_last)
     normalize = _normalizing(description)
 
-    @torch.inference_mode()
+    def embed(part: Tensor) -> Tensor:
+        return graph(normalize(part.to(device, non_blocking=True))).cpu()
+
+    embed_in_parts = InParts(embed, "the batch size")
+
     def run(pixels: Tensor) -> Tensor:
-        return graph(normalize(pixels.to(device, non_blocking=True))).float().cpu()
+        with exact_inference(graph):
+            return embed_in_parts(pixels)
 
     return run
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from d3still.config import get_cfg
@@ -17,6 +18,7 @@ from d3still.engine.recomputation import Recomputation
 from d3still.modeling import build_model
 
 CLASSES, BATCH = 4, 8
+GATHER = dist.all_gather
 BASELINES = [name for name in DISTILLERS if name not in ("NONE", "ACD")]
 CASES: list[tuple] = [(1, name, ()) for name in BASELINES] + [(2, name, ()) for name in ("CSD", "ROP", "UGD")]
 # learnable parts that get no gradient: UGD's projectors
@@ -91,6 +93,39 @@ def gradients_when_memory_ends(own: slice, rank: int) -> dict[str, torch.Tensor]
     return found | {name: p.grad for name, p in distiller.learnable_parameters() if p.grad is not None}
 
 
+def sync_bn_gradients(device: torch.device, part: slice) -> dict[str, torch.Tensor]:
+    """`gradients` of ROP with learning batch norms, over all ranks where there are several."""
+    torch.manual_seed(0)
+    cfg = get_cfg()
+    cfg.merge_from_list(["DISTILLER.TYPE", "ROP", "ROP.TOPK", 6])
+    networks = build_model("ResNet18", CLASSES), build_model("ResNet18", CLASSES)
+    distiller = DISTILLERS.get("ROP").build(cfg, *networks, learner="query").to(device)
+    if dist.is_initialized():
+        nn.SyncBatchNorm.convert_sync_batchnorm(distiller.query)
+    images, labels, pair = batch(1, part)
+    views = Pair(pair.low.float().to(device), pair.high.float().to(device), pair.labels.to(device))
+    return gradients(distiller.train(), images.float().to(device), labels.to(device), views)
+
+
+def gather_by_way_of_the_cpu(parts: list[torch.Tensor], tensor: torch.Tensor) -> None:
+    """gloo gathers no CUDA tensors, and NCCL lets no two ranks share a card."""
+    copies = [part.cpu() for part in parts]
+    GATHER(copies, tensor.cpu())
+    for part, copy in zip(parts, copies, strict=True):
+        part.copy_(copy)
+
+
+def on_one_card(out: Path) -> None:
+    """`sync_bn_gradients` on two ranks that share a GPU; rank 0 saves."""
+    dist.init_process_group("gloo")
+    dist.all_gather = gather_by_way_of_the_cpu
+    rank, half = dist.get_rank(), BATCH // dist.get_world_size()
+    found = with_mean_losses(sync_bn_gradients(torch.device("cuda", 0), slice(rank * half, (rank + 1) * half)))
+    if rank == 0:
+        torch.save({name: value.cpu() for name, value in found.items()}, out)
+    dist.destroy_process_group()
+
+
 def main(out: Path) -> None:
     """Measure on two ranks; rank 0 saves."""
     with process_group("cpu") as (ranks, _):
@@ -112,4 +147,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (on_one_card if sys.argv[2:] == ["cuda"] else main)(Path(sys.argv[1]))
