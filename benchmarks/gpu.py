@@ -45,6 +45,7 @@ TINY = (
 )  # fmt: skip
 IDENTITIES, JPEG_SIDE = 576, 300
 WARM_UP = 3
+GRACE = 15.0  # seconds that a part may take longer, for its start
 
 
 # --- the parts, each in its own process -------------------------------------------------------------------------------
@@ -271,7 +272,7 @@ def run_part(name: str, seconds: float, dry: bool) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+") as rows, tempfile.TemporaryFile("w+") as errors:
         try:
             code: int | None = subprocess.run(
-                command, cwd=REPOSITORY, stdout=rows, stderr=errors, timeout=seconds + 15
+                command, cwd=REPOSITORY, stdout=rows, stderr=errors, timeout=seconds + GRACE
             ).returncode
         except subprocess.TimeoutExpired:
             code = None
