@@ -70,16 +70,16 @@ def detail(before: Row, after: Row, album: Album, lists_of: ListSource | None, s
         remarks, queries = _queries(before, after, seed, pairs, album, lists_of, shown_queries)
     configs = (row.results[seed].run.config for row in (before, after))
     return Detail(
-        before.baseline,
-        pair_title(before.pair),
-        difference_cell(after.differences.get(BASELINE, {}).get(COLUMNS[0])).text,
-        seed,
-        [*cmc_chart(before, after), *ap_scatter(pairs)],
-        remarks,
-        queries,
-        list(block_charts(after.results[seed])),
-        list(loss_charts(before, after)),
-        [(key, *map(_setting, values)) for key, *values in differences(*configs)],
+        title=before.baseline,
+        pair=pair_title(before.pair),
+        change=difference_cell(after.differences.get(BASELINE, {}).get(COLUMNS[0])).text,
+        seed=seed,
+        rankings=[*cmc_chart(before, after), *ap_scatter(pairs)],
+        remarks=remarks,
+        queries=queries,
+        blocks=list(block_charts(after.results[seed])),
+        losses=list(loss_charts(before, after)),
+        settings=[(key, *map(_setting, values)) for key, *values in differences(*configs)],
     )
 
 
