@@ -2,6 +2,7 @@
 
 from setuptools import find_packages, setup
 
-SHARE = {f"d3still.share.{place.replace('/', '.')}": place for place in ("tools", "configs", "datasets/emoji")}
+PLACES = ("tools", "configs", "datasets/emoji", "datasets/icons")
+SHARE = {f"d3still.share.{place.replace('/', '.')}": place for place in PLACES}
 
 setup(packages=[*find_packages(include=["d3still*"]), *SHARE], package_dir=SHARE)

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 TYPE_KEY = "DISTILLER.TYPE"
 AMP_KEY = "EXPERIMENT.CUDA_AMP"
+SAMPLER_KEY = "DATALOADER.SAMPLER"
 CARD_KEY = "EXPERIMENT.DEVICE_ID"
 WEIGHT_KEY = "TEST.WEIGHT"  # the epoch to test: the last one in every published file
 ROOT_KEY = "DATASETS.ROOT_DIR"
@@ -138,6 +139,9 @@ def _rename(settings: dict[str, Setting], notes: _Notes) -> dict[str, Setting]:
         if key == WEIGHT_KEY and setting.where == COMMAND_LINE:  # asked for, not a file's habit
             key, setting = "TEST.WEIGHTS", Setting(f"{{run}}/epoch_{setting.value}.pth", COMMAND_LINE)
             notes.read_as.append(f"{WEIGHT_KEY} = {key} {setting.value}")
+        if key == SAMPLER_KEY and setting.value == "random":
+            setting = replace(setting, value="softmax")
+            notes.read_as.append(f"{SAMPLER_KEY} random = softmax")
         if key == CARD_KEY:
             setting = _without_stray_quotes(setting, notes)
         if key in DROPPED:

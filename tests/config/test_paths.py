@@ -79,3 +79,23 @@ def test_weights_are_looked_for_here_then_in_the_repository_then_in_checkpoints(
     cfg.merge_from_file(config_at(tmp_path / "clone/configs/veri/x.yaml"))
     assert weight_path(cfg, "w2.pth") == tmp_path / "clone/w2.pth"  # the repository that the config is from
     assert weight_path(cfg, "/nowhere/w.pth") == Path("/nowhere/w.pth")
+
+
+@pytest.mark.parametrize("name", ["folder", "csv"])
+@pytest.mark.parametrize("experiment", ["", "shoes"])
+def test_the_configs_for_own_data_chain(tmp_path, monkeypatch, name, experiment):
+    """Each stage's weight paths are the results of the stages before, of either kind of data and under any name."""
+    monkeypatch.chdir(tmp_path)
+
+    def stage(stem):
+        settings = ["DATASETS.NAMES", name, "SOLVER.SEED", "7"]
+        settings += ["OUTPUT_DIR.EXPERIMENT_NAME", f"{experiment}/{stem}"] if experiment else []
+        return load_config(f"configs/own/{stem}.yaml", settings)
+
+    vanilla, rop, acd = (tmp_path / run_dir(stage(stem)) / "last.pth" for stem in ("vanilla", "rop", "acd_rop"))
+    assert vanilla == tmp_path / "log" / (experiment or name) / "vanilla/seed7/last.pth" and acd != rop
+    for stem in ("rop", "acd_rop"):
+        assert weight_path(stage(stem), stage(stem).DISTILLER.TEACHER_MODEL_PATH) == vanilla
+    assert weight_path(stage("acd_rop"), stage("acd_rop").DISTILLER.STUDENT_PRETRAIN_PATH) == rop
+    assert stage("vanilla").INPUT.STUDENT_SIZE_TRAIN == stage("rop").INPUT.TEACHER_SIZE_TRAIN
+    assert stage("vanilla").DISTILLER.STUDENT_NAME == stage("rop").DISTILLER.TEACHER_NAME

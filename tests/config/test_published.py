@@ -264,6 +264,7 @@ SET_OVER = [
     ("EXPERIMENT.PRECISION float32", {"EXPERIMENT.PRECISION": "float32"}),
     ("EXPERIMENT.CUDA_AMP off", {"EXPERIMENT.PRECISION": "float32"}),
     ("INPUT.SIZE_TRAIN [32,32] INPUT.PADDING 1", {"INPUT.SIZE_TRAIN": [32, 32], "INPUT.PADDING": 1}),
+    ("DATALOADER.SAMPLER random", {"DATALOADER.SAMPLER": "softmax"}),
     ("FITNET.KD_WEIGHT 3", {"FITNET.KD_WEIGHT": 3.0}),  # filled in with ACD's default
     ("DISTILLER.TEACHER_MODEL_PATH mine.pth", {"DISTILLER.TEACHER_MODEL_PATH": "mine.pth"}),
     ("TEST.WEIGHT 60", {"TEST.WEIGHTS": "{run}/epoch_60.pth"}),
