@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the commands, configs and the emoji set go along, as d3still/share."""
+"""What pyproject.toml cannot say: the commands, configs and the embedded sets go along, as d3still/share."""
 
 from setuptools import find_packages, setup
 

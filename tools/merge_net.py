@@ -64,8 +64,9 @@ def main() -> None:
             found.append({"share": share, **results})
             if args.save:
                 run.distiller.gallery = network
-                identities = {"config": dump_config(cfg), "identity_map": run.data.dataset.identity_map}
-                save_checkpoint(args.save, network_state(run.distiller) | identities)
+                dataset = run.data.dataset
+                names = {"identity_map": dataset.identity_map, "identity_names": dataset.identity_names}
+                save_checkpoint(args.save, network_state(run.distiller) | {"config": dump_config(cfg)} | names)
     print(json.dumps(found, indent=1) if args.json else table(found))
 
 
