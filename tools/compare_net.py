@@ -23,7 +23,7 @@ from d3still.runs.facts import ACD, BASELINE, VARIANTS
 from d3still.text import visible
 
 if TYPE_CHECKING:
-    from d3still.reporting.lists import Embedded
+    from d3still.evaluation.lists import Embedded
     from d3still.runs.finished import Run
 
 SOME_FAILED = 1  # exit status when the table lacks runs
@@ -72,16 +72,17 @@ def config_of(run: Run, settings: list[str], trusted: bool) -> Config:
 def main() -> int:
     """Train, compare, write; the exit status."""
     args, settings = parse()
-    from _features import embed
-    from _training import is_finished, train_in_child
 
     from d3still.engine.events import logging_to
+    from d3still.engine.testing import embed
     from d3still.reporting.comparison import compare
     from d3still.reporting.execute import carry_out, plan_text
     from d3still.reporting.outputs import REPORT, write_comparison
     from d3still.reporting.stored import ListStore
+    from d3still.reporting.training import Training
     from d3still.runs.finished import find_runs, read_runs
 
+    training = Training()
     planned: dict[Path, Config] = {}
     with logging_to(None):
         if args.log:
@@ -91,9 +92,9 @@ def main() -> int:
             planner = Planner(args.configs, settings)
             planner.add_all([int(seed) for seed in args.seeds], args.variants, args.uniform_lr)
             if args.dry_run:
-                print(plan_text(planner.runs, is_finished), end="")
+                print(plan_text(planner.runs, training.is_finished), end="")
                 return 0
-            outcomes = carry_out(planner.runs, train_in_child, is_finished)
+            outcomes = carry_out(planner.runs, training.train, training.is_finished, training.check)
             planned = {outcome.planned.folder: outcome.planned.cfg for outcome in outcomes if outcome.usable}
             runs, notes = read_runs(planned)
             notes += [f"{o.planned.name} {o.state}: {o.reason}" for o in outcomes if not o.usable]

@@ -40,19 +40,20 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 def main() -> int:
     """Train what is missing, draw, write; the exit status."""
     args, settings = parse()
-    from _training import is_finished, train_in_child
 
     from d3still.engine.events import logging_to
     from d3still.reporting import sweep as sweeps
     from d3still.reporting.execute import carry_out, plan_text
     from d3still.reporting.outputs import write_files
+    from d3still.reporting.training import Training
 
+    training = Training()
     with logging_to(None):
         plan = sweeps.plan_sweep(args.config_file, args.key, args.values, [int(seed) for seed in args.seeds], settings)
         if args.dry_run:
-            print(plan_text(plan.all_runs, is_finished), end="")
+            print(plan_text(plan.all_runs, training.is_finished), end="")
             return 0
-        outcomes = carry_out(plan.all_runs, train_in_child, is_finished)
+        outcomes = carry_out(plan.all_runs, training.train, training.is_finished, training.check)
         sweep = sweeps.read_sweep(plan, {outcome.planned.folder for outcome in outcomes if outcome.usable})
     out = Path(args.out) if args.out else plan.folder
     stem = f"sweep_{args.key}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +87,8 @@ def main() -> None:
         from d3still.engine.testing import test
 
         results = test(load_config(args.config_file, args.opts), exported(args.query_onnx)).results
-    print(json.dumps({name: r.summary() for name, r in results.items()}) if args.json else table(results))
+    if os.environ.get("RANK", "0") == "0":  # of several ranks one prints
+        print(json.dumps({name: r.summary() for name, r in results.items()}) if args.json else table(results))
 
 
 if __name__ == "__main__":

@@ -49,11 +49,11 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     """Embed, rank, choose, draw."""
     args, settings = parse()
-    from _features import embed
 
     from d3still.engine.events import logging_to
+    from d3still.engine.testing import embed
+    from d3still.evaluation.lists import rank, with_excluded
     from d3still.reporting.choose import choose
-    from d3still.reporting.lists import rank, with_excluded
     from d3still.reporting.pictures import ranked_list_picture, save_picture
     from d3still.runs.finished import read_run
 

@@ -28,6 +28,12 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
 
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As torchrun says it to the processes that it starts."""
+        variables = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        return cls(*(int(os.environ.get(name, default)) for name, default in variables))
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run's files."""
@@ -60,7 +66,7 @@ def choose_device(wanted: str, device_id: str, local_rank: int, world_size: int)
 @contextmanager
 def process_group(wanted_device: str, device_id: str = "0") -> Iterator[tuple[Ranks, torch.device]]:
     """Join the processes that torchrun started, NCCL on GPUs and gloo on CPUs, and leave them again."""
-    ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in _TORCHRUN))
+    ranks = Ranks.from_environment()
     device = choose_device(wanted_device, device_id, ranks.local_rank, ranks.world_size)
     if ranks.world_size == 1:
         yield ranks, device
@@ -77,9 +83,6 @@ def process_group(wanted_device: str, device_id: str = "0") -> Iterator[tuple[Ra
         ) from error
     finally:
         dist.destroy_process_group()
-
-
-_TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 def from_main(value: Any) -> Any:

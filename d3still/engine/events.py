@@ -15,10 +15,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from d3still.data import ImageError
+from d3still.engine.pictures import list_grid
 from d3still.engine.retrieval import Evaluation
 from d3still.errors import UserError
 from d3still.logs import PACKAGE, early_records, log_file
-from d3still.reporting.pictures import worst_queries_picture
 from d3still.text import VisibleFormatter
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Board:
             return
         for name, (query, result) in evaluation.hardest.items():
             try:
-                picture = worst_queries_picture(query, evaluation.gallery, result, sizes[name])
+                picture = list_grid(query, evaluation.gallery, result, sizes[name])
             except ImageError as error:  # gone since it was ranked: no reason to stop training
                 logger.warning("no picture of %s's hardest queries: %s", name, error)
                 continue

@@ -15,9 +15,9 @@ from d3still.data import BatchLoader, ImageBatch, RetrievalDataset, Sample
 from d3still.engine.distributed import gather_lists, gather_rows
 from d3still.engine.setup import Data
 from d3still.evaluation import RankingResult, evaluate_distances, evaluate_ranking, k_reciprocal_distances
+from d3still.evaluation.lists import WORST, worst
 from d3still.modeling.inference import exact_inference
 from d3still.modeling.out_of_memory import InParts
-from d3still.reporting.lists import WORST, worst
 
 LISTED = 10  # images in the ranked list of a hard query
 

@@ -73,7 +73,7 @@ def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> P
         dataset = open_dataset(cfg)
         inputs = fingerprint(start_files(cfg), dataset)
         if saved is not None and not accept_changes:
-            refuse_other_inputs(cfg, saved, inputs, folder.path)
+            refuse_other_inputs(saved.get("inputs", {}), inputs, folder.path)
         if folder.is_finished(saved, resume):
             logger.info("%s is finished; --resume never trains it again", folder.path)
             return folder.path
@@ -86,7 +86,7 @@ def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> P
         from_main(None)  # no rank trains before the folder is ready
         evaluation = trainer.run()
         if ranks.is_main:
-            _write_results(trainer, evaluation)
+            _write_results(trainer, evaluation, inputs)
         return folder.path
 
 
@@ -114,7 +114,7 @@ def _prepare(
     return Trainer(cfg, distiller, data, folder, precision, ranks, device, saved)
 
 
-def _write_results(trainer: Trainer, evaluation: Evaluation) -> None:
+def _write_results(trainer: Trainer, evaluation: Evaluation, inputs: dict[str, Any]) -> None:
     """``per_query.npz``, then ``metrics.json``, whose presence says that the run is finished."""
     folder, cfg = trainer.folder, trainer.cfg
     write_atomically(folder.per_query, lambda file: file.write(_npz(per_query(evaluation))))
@@ -134,6 +134,7 @@ def _write_results(trainer: Trainer, evaluation: Evaluation) -> None:
         "optimizer_report": trainer.built.report,
         "skipped_images": sorted(trainer.skipped),
         "versions": versions(),
+        "inputs": inputs,
     }
     write_text(folder.metrics, json.dumps(metrics, indent=1) + "\n")
     logger.info("results in %s", folder.metrics)

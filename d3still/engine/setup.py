@@ -29,7 +29,7 @@ from d3still.errors import UserError
 from d3still.evaluation.labels import match
 from d3still.modeling import build_model, load_imagenet_weights, load_weights, read_weights
 from d3still.runs.facts import WEIGHT_KEYS, stage_of
-from d3still.runs.inputs import input_changes
+from d3still.runs.inputs import PARTS, input_changes
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,34 @@ def require_matches(cfg: CfgNode, dataset: RetrievalDataset) -> None:
         match(*columns, (len(query), len(gallery)), cfg.TEST.EXCLUDE_SAME_CAMERA)
     except UserError as error:
         raise UserError(f"{dataset.name} ({cfg.DATASETS.SPLIT} split): {error}") from error
+
+
+def require_batches(cfg: CfgNode, dataset: RetrievalDataset) -> None:
+    """Refuse a training set of which no batch can be made.
+
+    Raises:
+        UserError: when it has fewer identities than a balanced batch, or fewer images than a batch.
+    """
+    plain = cfg.clone()
+    plain.defrost()
+    plain.DATALOADER.CACHE = "none"  # nothing is decoded
+    data = Data(plain, dataset, Ranks(), torch.device("cpu"))
+    data.identity()
+    if stage_of(cfg) > 0:
+        data.pairs()
+
+
+def require_fitting_weights(cfg: CfgNode, key: str, num_classes: int) -> None:
+    """Refuse start weights that do not fit the network that they are for.
+
+    Raises:
+        UserError: when the file that ``DISTILLER.key`` names is missing, of another network, or of another number
+            of identities.
+    """
+    query, gallery = build_networks(cfg, num_classes)
+    part = PARTS[key]
+    network = {"query": query, "gallery": gallery}[part]
+    load_weights(network, previous_stage(cfg, key), part=part, purpose="resume")
 
 
 def build_networks(cfg: CfgNode, num_classes: int) -> tuple[nn.Module | None, nn.Module]:
@@ -153,19 +181,18 @@ def start_files(cfg: CfgNode) -> dict[str, Path]:
     return {key: weight_path(cfg, cfg.DISTILLER[key]) for key in keys if cfg.DISTILLER[key]}
 
 
-def refuse_other_inputs(cfg: CfgNode, saved: dict[str, Any], inputs: dict[str, Any], folder: Path) -> None:
+def refuse_other_inputs(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Do not take a run for the same when the weights it started from, or its images, have changed since.
 
     Args:
-        cfg: the run's config.
-        saved: its checkpoint.
-        inputs: the `fingerprint` of what ``cfg`` names now.
+        before: the `fingerprint` in its checkpoint or its metrics.
+        now: the one of what its config names now.
         folder: the run's, for the message.
 
     Raises:
         UserError: naming what changed.
     """
-    changes = input_changes(saved.get("inputs", {}), inputs)
+    changes = input_changes(before, now)
     if changes:
         raise UserError(
             f"{folder} holds a run that was made from something else: {'; '.join(changes)}. Put back what it was "

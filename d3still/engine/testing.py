@@ -1,4 +1,4 @@
-"""What ``tools/test_net.py`` does: weights in, AIR and SIR out."""
+"""What a run made, loaded again: tested, AIR and SIR out, or its features to look at."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from d3still.config import run_dir, weight_path
+from d3still.data import Sample
 from d3still.distillers import Distiller
 from d3still.engine.distributed import process_group
 from d3still.engine.events import logging_to
-from d3still.engine.retrieval import Evaluation, evaluate
+from d3still.engine.retrieval import Evaluation, evaluate, extract
 from d3still.engine.setup import Data, build_distiller, open_dataset, previous_stage
 from d3still.errors import UserError
+from d3still.evaluation.lists import Embedded
 from d3still.modeling import load_weights, read_weights
 from d3still.runs.facts import stage_of
 from d3still.runs.folder import RunFolder
@@ -67,6 +69,32 @@ def test(cfg: CfgNode, query_network: Callable[[LoadedRun], nn.Module] | None = 
     with open_run(cfg) as run:
         query = query_network(run) if query_network else run.distiller.query
         return evaluate(cfg, run.data, query, run.distiller.gallery, run.device)
+
+
+def embed(cfg: CfgNode, protocol: str) -> Embedded:
+    """Embed the dataset's queries and gallery with a run's networks, as its evaluation does.
+
+    Args:
+        cfg: the run's config.
+        protocol: AIR (queries by the query network) or SIR (by the gallery network).
+
+    Raises:
+        UserError: when weights or images are missing.
+    """
+    with open_run(cfg) as run:
+        data, dataset, distiller = run.data, run.data.dataset, run.distiller
+
+        def features(network: nn.Module, samples: list[Sample], size: tuple[int, int]) -> tuple[list[Sample], Tensor]:
+            found = extract(network, data.test(samples, size), data.normalize, run.device, cfg.TEST.FLIP_FEATS)
+            return [samples[i] for i in found.indices], found.values
+
+        asking = {"AIR": (distiller.query, data.sizes.query_test), "SIR": (distiller.gallery, data.sizes.gallery_test)}
+        network, size = asking[protocol]
+        if network is None:
+            raise UserError("stage 0 has no query network, so there is no AIR to show; ask for SIR")
+        query, query_feats = features(network, dataset.query, size)
+        gallery, gallery_feats = features(distiller.gallery, dataset.gallery, data.sizes.gallery_test)
+    return Embedded(query, gallery, query_feats, gallery_feats, size)
 
 
 def load_test_weights(cfg: CfgNode, distiller: Distiller) -> None:

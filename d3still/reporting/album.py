@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from d3still.data import ImageError, Sample
+from d3still.evaluation.lists import Entry, RankedList
 from d3still.pages import picture_uri
-from d3still.reporting.lists import Entry, RankedList
 from d3still.reporting.pairing import Pairs, file_name
 from d3still.reporting.pictures import image_of, network_view, thumbnail
 

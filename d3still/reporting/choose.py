@@ -10,7 +10,7 @@ import numpy as np
 
 from d3still.data import Sample
 from d3still.errors import UserError
-from d3still.reporting.lists import Ranking, most_changed, worst
+from d3still.evaluation.lists import Ranking, most_changed, worst
 from d3still.runs.finished import Run
 from d3still.runs.inputs import relative_names
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from d3still.errors import UserError
+from d3still.evaluation.lists import RankedList, most_changed
 from d3still.reporting.album import Album, Card
 from d3still.reporting.figures import TALL, Bar, Chart, Dot, Series, bar_chart, line_chart, scatter
-from d3still.reporting.lists import RankedList, most_changed
 from d3still.reporting.pairing import Pairs, file_name, mean_pairs, paired_differences
 from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row
 from d3still.reporting.tables import difference_cell, pair_title, title_of

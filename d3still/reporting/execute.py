@@ -51,6 +51,7 @@ def carry_out(
     plan: Sequence[PlannedRun],
     train: Callable[[PlannedRun], None],
     is_finished: Callable[[PlannedRun], bool],
+    check: Callable[[PlannedRun, Sequence[PlannedRun]], None] = lambda planned, plan: None,
 ) -> list[Outcome]:
     """Train what the plan lacks, in its order.
 
@@ -60,16 +61,43 @@ def carry_out(
         plan: each run after those it needs.
         train: trains one run, or goes on with it; raises a `UserError` when it cannot.
         is_finished: see `state_of`.
+        check: a `UserError` where a run of the plan cannot work; all are asked before the first is trained.
     """
+    refused = _refused(plan, is_finished, check)
     lost: dict[Path, str] = {}
     outcomes = []
     for number, planned in enumerate(plan, start=1):
-        outcome = _carry_out_one(planned, f"{number}/{len(plan)}", train, is_finished, lost)
+        if planned.folder in refused:
+            outcome = Outcome(planned, FAILED, refused[planned.folder])
+        else:
+            outcome = _carry_out_one(planned, f"{number}/{len(plan)}", train, is_finished, lost)
         if not outcome.usable:
             lost[planned.folder] = planned.name
-            logger.error("%s %s: %s", planned.name, outcome.state, outcome.reason)
+            if planned.folder not in refused:
+                logger.error("%s %s: %s", planned.name, outcome.state, outcome.reason)
         outcomes.append(outcome)
     return outcomes
+
+
+def _refused(
+    plan: Sequence[PlannedRun],
+    is_finished: Callable[[PlannedRun], bool],
+    check: Callable[[PlannedRun, Sequence[PlannedRun]], None],
+) -> dict[Path, str]:
+    """Folder → why, of the runs left to train that cannot work, but for those that need such a one; they are told."""
+    refused: dict[Path, str] = {}
+    hopeless: set[Path] = set()
+    for planned in plan:
+        if hopeless.intersection(planned.needs):
+            hopeless.add(planned.folder)
+        elif state_of(planned, is_finished).state in (STARTED, MISSING):
+            try:
+                check(planned, plan)
+            except UserError as error:
+                refused[planned.folder] = str(error)
+                hopeless.add(planned.folder)
+                logger.error("%s %s: %s", planned.name, FAILED, error)
+    return refused
 
 
 def _carry_out_one(

@@ -20,9 +20,8 @@ from d3still.data import ImageError, Sample, read_image
 from d3still.data.image import crop
 from d3still.data.transforms import resize
 from d3still.errors import UserError
-from d3still.evaluation import RankingResult
+from d3still.evaluation.lists import Entry, RankedList
 from d3still.files import write_atomically
-from d3still.reporting.lists import WORST, Entry, RankedList, Ranking, worst
 from d3still.text import visible
 
 logger = logging.getLogger(__name__)
@@ -94,25 +93,6 @@ def ranked_list_picture(
         _draw_list(sheet, draw, ranked, top, query_size, layout)
         top += height
     return np.asarray(sheet).copy()
-
-
-def worst_queries_picture(
-    query: Sequence[Sample],
-    gallery: Sequence[Sample],
-    result: RankingResult,
-    query_size: Size,
-    count: int = WORST,
-) -> np.ndarray:
-    """The queries of lowest AP with their lists, as an evaluation can show them: (H, W, 3) uint8.
-
-    Args:
-        query, gallery: the images that were ranked, in order.
-        result: of `evaluate_ranking` with ``topk`` above 0.
-        query_size: (height, width) at which the queries were embedded.
-        count: how many queries.
-    """
-    ranking = Ranking(query, gallery, result.ap, result.topk)
-    return ranked_list_picture([ranking.of(i) for i in worst(result.ap, count)], query_size)
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:

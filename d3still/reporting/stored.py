@@ -12,8 +12,8 @@ import numpy as np
 from d3still.data import Sample
 from d3still.errors import UserError
 from d3still.evaluation import RankedLists
+from d3still.evaluation.lists import Embedded, RankedList, Ranking, rank
 from d3still.files import write_atomically
-from d3still.reporting.lists import Embedded, RankedList, Ranking, rank
 from d3still.runs.finished import METRICS, Run
 from d3still.runs.inputs import relative_names
 

@@ -10,14 +10,13 @@ import torch
 from d3still.distillers import Distiller
 from d3still.errors import UserError
 from d3still.files import write_atomically
+from d3still.modeling import CHECKPOINT_FORMAT
 from d3still.modeling.torch_file import load_torch_file
-
-FORMAT = "d3still"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save a checkpoint, all of it or nothing."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    write_atomically(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **state}, file))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -26,9 +25,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: when it is missing, damaged (its checksums are compared), or not one.
     """
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}")
     state = load_torch_file(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path} is no checkpoint of a {FORMAT} run")
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{path} is no checkpoint of a {CHECKPOINT_FORMAT} run")
     return state
 
 

@@ -18,31 +18,31 @@ from d3still.modeling import read_weights
 PARTS = {"TEACHER_MODEL_PATH": "gallery", "STUDENT_PRETRAIN_PATH": "query"}  # the network that each weight key is for
 
 
-def fingerprint(weights: Mapping[str, Path], dataset: RetrievalDataset | None) -> dict[str, dict[str, Any]]:
-    """What `input_changes` compares; plain values, as a checkpoint keeps them.
+def fingerprint(weights: Mapping[str, Path], dataset: RetrievalDataset) -> dict[str, dict[str, Any]]:
+    """`weights_fingerprint` under ``weights`` and `images_fingerprint` under ``images``."""
+    return {"weights": weights_fingerprint(weights), "images": images_fingerprint(dataset)}
+
+
+def weights_fingerprint(files: Mapping[str, Path]) -> dict[str, str]:
+    """Key → SHA-256 of the network's tensors, whatever kind of file holds them; plain values, for a checkpoint.
 
     Args:
-        weights: the file of each key of DISTILLER that names start weights; a file that is gone is left out.
-        dataset: the run's; None where it cannot be read.
-
-    Returns:
-        ``weights``: key → SHA-256 of the network's tensors, whatever kind of file holds them; ``images``:
-        part → their number, and SHA-256 of their names, sizes in bytes, and labels.
+        files: that each key of DISTILLER names; one that is gone is left out.
 
     Raises:
-        UserError: when a weight file or an image's folder cannot be read.
+        UserError: when a file cannot be read.
     """
-    found: dict[str, dict[str, Any]] = {
-        "weights": {key: weights_digest(path, PARTS[key]) for key, path in weights.items() if path.exists()}
+    return {key: weights_digest(path, PARTS[key]) for key, path in files.items() if path.exists()}
+
+
+def images_fingerprint(dataset: RetrievalDataset) -> dict[str, dict[str, Any]]:
+    """Part → its ``number`` of images, and ``sha256`` of their names, sizes in bytes, and labels."""
+    parts = {"training": dataset.train, "query": dataset.query, "gallery": dataset.gallery}
+    names = iter(relative_names([sample.path for samples in parts.values() for sample in samples]))
+    return {
+        part: {"number": len(samples), "sha256": _images_digest(samples, [next(names) for _ in samples])}
+        for part, samples in parts.items()
     }
-    if dataset is not None:
-        parts = {"training": dataset.train, "query": dataset.query, "gallery": dataset.gallery}
-        names = iter(relative_names([sample.path for samples in parts.values() for sample in samples]))
-        found["images"] = {
-            part: {"number": len(samples), "sha256": _images_digest(samples, [next(names) for _ in samples])}
-            for part, samples in parts.items()
-        }
-    return found
 
 
 def input_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -128,7 +128,7 @@ def make_log(root: Path, queries: list[tuple[str, int]], seeds: tuple[int, ...] 
 def fake_lists(queries: list[tuple[str, int]], topk: int = 10):
     """A source of ranked lists that needs no network: neighbours in the list of images, hits among them."""
     from d3still.data import Sample
-    from d3still.reporting.lists import Entry, RankedList
+    from d3still.evaluation.lists import Entry, RankedList
 
     samples = {path: Sample(path, identity, 0, name=name_of(identity)) for path, identity in queries}
 

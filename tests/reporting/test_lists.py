@@ -10,9 +10,9 @@ import torch
 from d3still.data import Sample
 from d3still.errors import UserError
 from d3still.evaluation import evaluate_ranking
+from d3still.evaluation.lists import Embedded, Ranking, most_changed, rank, with_excluded, worst
 from d3still.reporting import stored
 from d3still.reporting.choose import by_name, choose, gains_over
-from d3still.reporting.lists import Embedded, Ranking, most_changed, rank, with_excluded, worst
 from d3still.reporting.stored import ListStore
 from d3still.runs.finished import read_run
 from tests.reporting.fabricate import make_log

@@ -9,9 +9,8 @@ from PIL import Image
 from d3still.data import Sample, read_image
 from d3still.data.transforms import resize
 from d3still.errors import UserError
-from d3still.evaluation import evaluate_ranking
+from d3still.evaluation.lists import Entry, RankedList
 from d3still.reporting import pictures
-from d3still.reporting.lists import Entry, RankedList
 from d3still.reporting.pictures import (
     BORDER,
     EXCLUDED,
@@ -21,7 +20,6 @@ from d3still.reporting.pictures import (
     ranked_list_picture,
     save_picture,
     thumbnail,
-    worst_queries_picture,
 )
 
 MIN_FRAME = 50  # pixels of a frame's edge; text in the frames' colours is shorter
@@ -102,16 +100,6 @@ def test_lists_stand_below_each_other_and_wrap(files):
     wrapped = ranked_list_picture([ranked(files, *["hit"] * 11)], (16, 8))
     assert one.shape[1] == two.shape[1] == wrapped.shape[1]
     assert one.shape[0] < wrapped.shape[0] < two.shape[0]
-
-
-def test_an_evaluation_can_show_its_worst_queries(files):
-    """Two queries of the same features as their own image, of which the second has one hit, at rank 2."""
-    query = [Sample(files["query"], 1, 0), Sample(files["query"], 2, 0)]
-    gallery = [Sample(files["wide"], 1, 1), Sample(files["tall"], 2, 1)]
-    labels = ([1, 2], [1, 2], [0, 0], [1, 1])
-    result = evaluate_ranking(np.eye(2)[[0, 0]], np.eye(2), *labels, topk=2)
-    assert result.ap.tolist() == [1.0, 0.5]
-    assert frames(worst_queries_picture(query, gallery, result, (16, 8), count=1)) == ["miss", "hit"]
 
 
 def test_identities_are_called_what_the_user_calls_them(files, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from d3still.data import build_dataset
-from d3still.runs.inputs import fingerprint, input_changes, relative_names
+from d3still.runs.inputs import fingerprint, input_changes, relative_names, weights_fingerprint
 
 
 def dataset(root):
@@ -49,12 +49,14 @@ def test_weights_are_told_by_their_tensors(tmp_path):
     network = {"conv.weight": torch.ones(2, 3), "bn.num_batches_tracked": torch.tensor(3)}
     one, other = tmp_path / "one.pth", tmp_path / "other.pth"
     torch.save({"format": "d3still", "gallery": network, "query": None, "progress": {"seconds": 1.0}}, one)
-    before = fingerprint({"TEACHER_MODEL_PATH": one}, None)
+    before = {"weights": weights_fingerprint({"TEACHER_MODEL_PATH": one})}
     torch.save({"format": "d3still", "gallery": network, "query": None, "progress": {"seconds": 2.0}}, other)
-    assert input_changes(before, fingerprint({"TEACHER_MODEL_PATH": other}, None)) == [], "trained again, bit for bit"
+    assert input_changes(before, {"weights": weights_fingerprint({"TEACHER_MODEL_PATH": other})}) == [], (
+        "trained again, bit for bit"
+    )
     network["conv.weight"][0, 0] = 1.0000001
     torch.save({"format": "d3still", "gallery": network, "query": None}, other)
-    found = input_changes(before, fingerprint({"TEACHER_MODEL_PATH": other}, None))
+    found = input_changes(before, {"weights": weights_fingerprint({"TEACHER_MODEL_PATH": other})})
     assert found == ["the weights that DISTILLER.TEACHER_MODEL_PATH names are others"]
 
 
