@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate
 
 from d3still.data import ImageError, Sample, read_image
-from d3still.data.image import crop
 from d3still.data.transforms import resize
 from d3still.errors import UserError
 from d3still.evaluation.lists import Entry, RankedList
@@ -121,7 +120,7 @@ def network_view(sample: Sample, size: Size) -> torch.Tensor:
     Raises:
         ImageError: the file cannot be read.
     """
-    return resize(_pixels(sample), size)
+    return resize(read_image(sample.path, sample.box), size)
 
 
 def thumbnail(sample: Sample, side: int) -> torch.Tensor:
@@ -130,7 +129,7 @@ def thumbnail(sample: Sample, side: int) -> torch.Tensor:
     Raises:
         ImageError: the file cannot be read.
     """
-    pixels = _pixels(sample)
+    pixels = read_image(sample.path, sample.box)
     height, width = pixels.shape[1:]
     scale = side / max(height, width)
     return resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))))
@@ -139,11 +138,6 @@ def thumbnail(sample: Sample, side: int) -> torch.Tensor:
 def name_of(sample: Sample) -> str:
     """A file's name without its folders."""
     return PurePath(sample.path.replace("\\", "/")).name
-
-
-def _pixels(sample: Sample) -> torch.Tensor:
-    pixels = read_image(sample.path)
-    return pixels if sample.box is None else crop(pixels, sample.box, sample.path)
 
 
 def _draw_list(
