@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.dense_reranking import dense_k_reciprocal_distances
 from d3still.evaluation import evaluate_ranking, k_reciprocal_distances
-from d3still.evaluation.ranks import _BLOCK, rows_at_once
+from d3still.evaluation.ranks import _BLOCK
 
 WIDTH = 512
 MIB = 1 << 20
@@ -79,7 +79,7 @@ def make_features(size, seed=0):
 
 def bare_numpy(query, gallery):
     """The product of the features in blocks, and nothing else."""
-    step = rows_at_once(len(gallery), _BLOCK)
+    step = max(1, _BLOCK // 4 // len(gallery))
     buffer = np.empty((min(step, len(query)), len(gallery)), dtype=np.float32)
     for low in range(0, len(query), step):
         part = query[low : low + step]
@@ -88,7 +88,7 @@ def bare_numpy(query, gallery):
 
 def bare_torch(query, gallery):
     """The same with torch's product."""
-    step = rows_at_once(len(gallery), _BLOCK)
+    step = max(1, _BLOCK // 4 // len(gallery))
     query, gallery = torch.from_numpy(query), torch.from_numpy(gallery)
     buffer = torch.empty((min(step, len(query)), len(gallery)))
     for low in range(0, len(query), step):

@@ -16,9 +16,9 @@ import numpy as np
 
 from d3still.data.datasets.base import Sample
 from d3still.data.image import MAX_PIXELS, ImageError, read_image
-from d3still.data.memory import available_memory
 from d3still.data.transforms import resize
 from d3still.errors import UserError
+from d3still.memory import available_memory
 
 logger = logging.getLogger(__name__)
 

@@ -70,7 +70,7 @@ def match(
     gallery_ids: Any,
     query_cams: Any,
     gallery_cams: Any,
-    sizes: tuple[int, int],
+    sizes: tuple[int, ...],
     own_camera: bool,
 ) -> Matches:
     """Pair up identities and cameras.

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from d3still.errors import UserError
 from d3still.evaluation.arrays import as_features, as_tensor, check_finite
-from d3still.evaluation.labels import match
-from d3still.evaluation.ranks import Scores, rank_by_product, rank_by_sorting
-from d3still.evaluation.results import Measures, RankingResult
+from d3still.evaluation.labels import Matches, match
+from d3still.evaluation.ranks import Scores, rank, ranked_lists
+from d3still.evaluation.results import RankingResult
 from d3still.evaluation.similarity import make_similarity
-from d3still.evaluation.topk import ranked_lists
+
+_ROUNDING = 2.0**-22  # of two distances, of the largest's size at most, to float32
 
 
 @torch.no_grad()
@@ -38,9 +38,15 @@ def evaluate_ranking(
 ) -> RankingResult:
     """Rank the gallery for each query by its features and measure the ranking.
 
-    The ranking is that of double precision, whatever the type of the features; scores that differ by less than
-    the rounding of double precision tie. Memory is bounded by blocks whose size depends on the gallery's size
-    alone; the full score matrix never exists.
+    What is guaranteed: the ranking is that of scores in double precision, −‖q − g‖² / 2 of the features (of unit
+    vectors for "cosine"), each summed in one fixed order: on every device, with any number of threads and in
+    whatever blocks, the same bits. A float32 product decides only what its error, bounded for every order of
+    summation, leaves no doubt about. Two scores s tie when they differ by at most 2⁻⁴⁹·|s|, and cosines also when
+    they differ by at most 2⁻⁵², the spacing of doubles at 1: equal numbers that only round differently do tie, and
+    of cosines farther apart than 4·10⁻¹⁵ none do.
+
+    Memory is bounded by blocks of scores; the full score matrix never exists. Speed is that of the product as long
+    as few pairs are in doubt; features of which most pairs are (hash codes, much noise around one point) take longer.
 
     Args:
         query_feats, gallery_feats: (Q, D), (G, D) raw features, tensors (CPU or CUDA) or arrays. "cosine"
@@ -63,11 +69,7 @@ def evaluate_ranking(
     query, gallery = as_features(query_feats, "query"), as_features(gallery_feats, "gallery")
     sizes = len(query), len(gallery)
     matches = match(query_ids, gallery_ids, query_cams, gallery_cams, sizes, exclude_same_camera)
-    similarity = make_similarity(query, gallery, metric)
-    rank = rank_by_sorting if similarity.on_cuda else rank_by_product
-    queries, measures = np.flatnonzero(matches.num_hits), Measures.unset(len(query))
-    measures.put(queries, rank(similarity, matches, queries))
-    return measures.result(max_rank, ranked_lists(similarity, matches, topk) if topk else None)
+    return _ranked(make_similarity(query, gallery, metric, matches.gallery_order), matches, max_rank, topk)
 
 
 @torch.no_grad()
@@ -90,33 +92,43 @@ def evaluate_distances(
     The other arguments, the result and the errors are those of `evaluate_ranking`.
     """
     max_rank, topk = _at_least(1, max_rank, "max_rank"), _at_least(0, topk, "topk")
-    given = GivenDistances(distances)
-    sizes = given.distances.shape[0], given.distances.shape[1]
-    matches = match(query_ids, gallery_ids, query_cams, gallery_cams, sizes, exclude_same_camera)
-    check_finite(given.distances, "rows of distances")
-    queries, measures = np.flatnonzero(matches.num_hits), Measures.unset(sizes[0])
-    measures.put(queries, rank_by_sorting(given, matches, queries))
-    return measures.result(max_rank, ranked_lists(given, matches, topk) if topk else None)
+    given = as_tensor(distances, "distances")
+    if given.ndim != 2:
+        raise UserError(f"distances must have the shape (queries, gallery), not {tuple(given.shape)}")
+    matches = match(query_ids, gallery_ids, query_cams, gallery_cams, tuple(given.shape), exclude_same_camera)
+    check_finite(given, "rows of distances")
+    return _ranked(_Distances(given.cpu().numpy(), matches.gallery_order), matches, max_rank, topk)
 
 
-class GivenDistances(Scores):
-    """Scores that are the negatives of given distances."""
+class _Distances:
+    """Scores that are the negatives of given distances, and exact as they are."""
 
-    def __init__(self, distances: Any) -> None:
-        self.distances = as_tensor(distances, "distances")
-        if self.distances.ndim != 2:
-            raise UserError(f"distances must have the shape (queries, gallery), not {tuple(self.distances.shape)}")
+    def __init__(self, distances: np.ndarray, columns: np.ndarray) -> None:
+        self.distances, self.columns = distances, columns
+        self._unit = max(-float(distances.min()), float(distances.max())) or 1.0  # keeps float32 in range
 
-    def score_rows(self, queries: np.ndarray, gallery: np.ndarray) -> Tensor:
-        rows, columns = (torch.from_numpy(index).to(self.distances.device) for index in (queries, gallery))
-        return -self.distances.index_select(0, rows).index_select(1, columns).double()
+    def product(self, queries: np.ndarray, out: np.ndarray) -> None:
+        out[:] = self.distances[np.ix_(queries, self.columns)] / -self._unit
 
-    def slack(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        return np.zeros(len(queries))
+    def bands(self, queries: np.ndarray, columns: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(len(level)), np.full(len(level), _ROUNDING)
 
-    def shown(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        rows, columns = (torch.from_numpy(index).to(self.distances.device) for index in (queries, gallery))
-        return self.distances[rows, columns].double().cpu().numpy()
+    def exact(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return -self.shown(queries, columns)
+
+    def as_product(self, queries: np.ndarray, exact: np.ndarray) -> np.ndarray:
+        return exact / self._unit
+
+    def tie(self, score: np.ndarray) -> np.ndarray:
+        return np.zeros(len(score))
+
+    def shown(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return self.distances[queries, self.columns[columns]].astype(np.float64)
+
+
+def _ranked(scores: Scores, matches: Matches, max_rank: int, topk: int) -> RankingResult:
+    lists = ranked_lists(scores, matches, topk) if topk else None
+    return RankingResult.of(rank(scores, matches), max_rank, lists)
 
 
 def _at_least(least: int, value: int, name: str) -> int:

@@ -16,9 +16,9 @@ from scipy import sparse
 from torch import Tensor
 
 from d3still.errors import UserError
+from d3still.evaluation.arrays import as_features, check_finite, same_kind
 from d3still.evaluation.labels import spans
-from d3still.evaluation.memory import require_memory
-from d3still.evaluation.similarity import Array, CosineSimilarity, is_single, make_similarity
+from d3still.memory import available_memory
 
 _BLOCK = 1 << 24  # scores held at once
 _OVERLAP_ROWS = 1024  # images whose overlaps with all others are held at once
@@ -26,6 +26,7 @@ _SHARED_ENTRIES = 1 << 20  # weights compared at once by one worker
 _MEMBERS = 4  # images of an expanded set over k1 + 1, generously (to estimate memory)
 _SPREAD = 4  # how many more images hold a weight after averaging over k2 ranks, generously
 _ENTRY_BYTES = 8  # a float32 and an int32
+_GIB = 1 << 30
 
 
 @torch.no_grad()
@@ -56,18 +57,18 @@ def k_reciprocal_distances(
             memory needed, which is estimated first, is not there.
     """
     _check_parameters(k1, k2, lambda_value)
-    similarity = make_similarity(query_feats, gallery_feats, "cosine")
-    num_queries, num_gallery = len(similarity.query), len(similarity.gallery)
-    if num_queries == 0 or num_gallery == 0:
-        raise UserError(f"nothing to re-rank: {num_queries} queries, {num_gallery} gallery images")
-    kept = min(max(k1 + 1, k2), num_queries + num_gallery)
-    require_memory(
-        memory_needed(num_queries, num_gallery, similarity.query.shape[1], k1, k2, _itemsize(similarity)),
-        f"re-ranking {num_queries} queries and {num_gallery} gallery images with k1 = {k1}",
+    query, gallery = same_kind(as_features(query_feats, "query"), as_features(gallery_feats, "gallery"))
+    if len(query) == 0 or len(gallery) == 0:
+        raise UserError(f"nothing to re-rank: {len(query)} queries, {len(gallery)} gallery images")
+    check_finite(query, "query features")
+    check_finite(gallery, "gallery features")
+    _require_memory(
+        memory_needed(*query.shape[:1], *gallery.shape, k1, k2, query.element_size()),
+        f"re-ranking {len(query)} queries and {len(gallery)} gallery images with k1 = {k1}",
     )
-    images = _normalised(similarity)
-    ranks, farthest, distance = _nearest(images, kept, num_queries)
-    weights = _weights(images if isinstance(images, np.ndarray) else images.cpu().numpy(), ranks, farthest, k1)
+    images, kept = _normalised(query, gallery), min(max(k1 + 1, k2), len(query) + len(gallery))
+    ranks, farthest, distance = _nearest(images, kept, len(query))
+    weights = _weights(images.cpu().numpy(), ranks, farthest, k1)
     if k2 > 1:
         weights = _ones(ranks[:, :k2]).astype(np.float32) @ weights / min(k2, kept)
     _blend(distance, weights.tocsr(), lambda_value)
@@ -95,24 +96,29 @@ def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
         raise UserError(f"TEST.RE_RANKING_PARAMETER: lambda must lie between 0 and 1, not {lambda_value!r}")
 
 
-def _itemsize(similarity: CosineSimilarity) -> int:
-    return 4 if is_single(similarity.query) else 8
+def _require_memory(needed: int, what: str) -> None:
+    free = available_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"{what} needs about {needed / _GIB:.1f} GiB of memory and {free / _GIB:.1f} GiB are free: "
+            "use fewer images, or set TEST.RE_RANKING: False"
+        )
 
 
-def _normalised(similarity: CosineSimilarity) -> Array:
-    """Queries, then gallery, as unit vectors (N, D), in the type of the features."""
-    dtype = np.float32 if is_single(similarity.query) else np.float64
-    sides = (similarity.query_rows, len(similarity.query)), (similarity.gallery_rows, len(similarity.gallery))
-    rows = [of(np.arange(count), dtype) for of, count in sides]
-    return torch.cat(rows) if similarity.on_cuda else np.concatenate(rows)
+def _normalised(query: Tensor, gallery: Tensor) -> Tensor:
+    """Queries, then gallery, as unit vectors (N, D), in their own type; a row of zeros stays one."""
+    images = torch.cat([query, gallery])
+    peak = images.abs().amax(dim=1, keepdim=True)
+    images = images / torch.where(peak == 0, 1, peak)  # so that squares neither vanish nor overflow
+    norm = torch.linalg.vector_norm(images, dim=1, keepdim=True, dtype=torch.float64)
+    return images.div_(torch.where(norm == 0, 1, norm))
 
 
-def _nearest(images: Array, kept: int, num_queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _nearest(images: Tensor, kept: int, num_queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First ranks of every image (N, kept), its largest squared distance (N,), and d from queries to gallery."""
     total = len(images)
     ranks, farthest = np.empty((total, kept), dtype=np.int32), np.empty(total, dtype=np.float64)
-    kind = np.float32 if is_single(images) else np.float64
-    distance = np.empty((num_queries, total - num_queries), dtype=kind)
+    distance = np.empty((num_queries, total - num_queries), dtype=f"f{images.element_size()}")
     step = max(1, _BLOCK // total)
     for low in range(0, total, step):
         cosine = _product(images[low : low + step], images)
@@ -129,11 +135,11 @@ def _nearest(images: Array, kept: int, num_queries: int) -> tuple[np.ndarray, np
     return ranks, farthest, distance
 
 
-def _product(left: Array, right: Array) -> Tensor:
+def _product(left: Tensor, right: Tensor) -> Tensor:
     """left · rightᵀ at the precision of its type, whatever autocast and torch's settings say."""
-    if isinstance(left, Tensor):
+    if left.is_cuda:
         return (left.double() @ right.double().T).to(left.dtype)
-    return torch.from_numpy(left @ right.T)
+    return torch.from_numpy(left.numpy() @ right.numpy().T)
 
 
 def _divided(distance: Any, scale: Any) -> Any:

@@ -9,7 +9,6 @@ import numpy as np
 from d3still.evaluation.labels import row_starts
 
 _PERCENT = 100.0
-_COUNT_BITS = 40  # room for a gallery index below a row number in one int64 sort key
 
 
 @dataclass(frozen=True)
@@ -47,47 +46,27 @@ class RankingResult:
         ranks = {f"R{rank}": self.cmc[min(rank, len(self.cmc)) - 1] for rank in (1, 5, 10)}
         return {name: _PERCENT * value for name, value in {"mAP": self.mAP, "mINP": self.mINP, **ranks}.items()}
 
-
-@dataclass(frozen=True)
-class Measures:
-    """AP, INP and first hit of some queries (n,)."""
-
-    ap: np.ndarray
-    inp: np.ndarray
-    first_hit: np.ndarray
-
     @staticmethod
-    def unset(num_queries: int) -> Measures:
-        """Measures of queries that have no match."""
-        return Measures(
-            np.full(num_queries, np.nan), np.full(num_queries, np.nan), np.zeros(num_queries, dtype=np.int64)
-        )
-
-    def put(self, queries: np.ndarray | slice, measures: Measures) -> None:
-        """Enter the measures of ``queries`` in place."""
-        self.ap[queries] = measures.ap
-        self.inp[queries] = measures.inp
-        self.first_hit[queries] = measures.first_hit
-
-    def result(self, max_rank: int, topk: RankedLists | None) -> RankingResult:
-        """Means over the queries that have a hit; there must be one."""
-        first = self.first_hit[self.first_hit > 0]
+    def of(measures: np.ndarray, max_rank: int, topk: RankedLists | None) -> RankingResult:
+        """The result of every query's `measure` (3, Q), NaN for those without a hit; one must have one."""
+        ap, inp, first_hit = measures
+        first = first_hit[first_hit > 0].astype(np.int64)
         found = np.bincount(np.minimum(first, max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]
         return RankingResult(
-            mAP=float(np.nanmean(self.ap)),
-            mINP=float(np.nanmean(self.inp)),
+            mAP=float(np.nanmean(ap)),
+            mINP=float(np.nanmean(inp)),
             cmc=(np.cumsum(found) / len(first)).tolist(),
-            ap=self.ap,
-            inp=self.inp,
-            first_hit=self.first_hit,
+            ap=ap,
+            inp=inp,
+            first_hit=np.nan_to_num(first_hit).astype(np.int64),
             num_valid=len(first),
-            num_unmatched=len(self.first_hit) - len(first),
+            num_unmatched=len(first_hit) - len(first),
             topk=topk,
         )
 
 
-def measure(rows: np.ndarray, misses_before: np.ndarray) -> Measures:
-    """Measures from how many misses stand before each hit.
+def measure(rows: np.ndarray, misses_before: np.ndarray) -> np.ndarray:
+    """AP, INP and first hit (3, n) of n queries, from how many misses stand before each of their hits.
 
     Args:
         rows: (T,) row of each hit, ascending from 0 without a gap.
@@ -96,10 +75,9 @@ def measure(rows: np.ndarray, misses_before: np.ndarray) -> Measures:
     The k-th hit of a row has k − 1 hits and its misses before it, so that only the sorted numbers of misses
     matter: which of two equally good hits comes first does not.
     """
-    key = np.sort((rows << _COUNT_BITS) + misses_before)
+    misses_before = misses_before[np.lexsort((misses_before, rows))]
     start = row_starts(rows)
     hits = np.diff(np.append(start, len(rows)))
     nth = np.arange(1, len(rows) + 1) - np.repeat(start, hits)
-    rank = nth + (key & ((1 << _COUNT_BITS) - 1))
-    last = start + hits - 1
-    return Measures(np.add.reduceat(nth / rank, start) / hits, hits / rank[last], rank[start])
+    rank = nth + misses_before
+    return np.stack([np.add.reduceat(nth / rank, start) / hits, hits / rank[start + hits - 1], rank[start]])

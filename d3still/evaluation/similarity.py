@@ -1,13 +1,13 @@
-"""Scores of query–gallery pairs from features: in blocks as a product of prepared rows, or pair by pair.
+"""Nearness of query–gallery pairs: fast as a product with a known error, and in double precision pair by pair.
 
-On the CPU everything is numpy's: torch's threads and those of numpy's product would wait for each other.
+The cosine needs no code of its own: of unit vectors, cosine = 1 − ‖q − g‖² / 2, so that both metrics rank by
+−‖q − g‖² / 2, of unit vectors or of the features as they are. That number is a pair's *score*. `Similarity.exact`
+evaluates it in double precision from the differences q − g; `Similarity.product` does so for many pairs at once,
+as (q − μ)·(g − μ) − ‖g − μ‖² / 2, and `Similarity.bands` bounds how far the two can lie apart.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,179 +17,131 @@ from torch import Tensor
 from d3still.errors import UserError
 from d3still.evaluation.arrays import as_features, check_finite, same_kind
 
-Array = Any  # a numpy array on the CPU, a tensor on a CUDA device
+METRICS = ("cosine", "euclidean")
 
-_SHORTEST = float(np.finfo(np.float32).tiny)  # a shorter vector has no direction: cosine 0 with everything
-_SQUARES = (1e-30, 1e30)  # squared norms that float32 holds well
-_UNIT_ROUNDOFF = 2.0**-53  # of double precision
-_ROWS_AT_ONCE = 1024  # bounds the memory of rows in the making
+_ROWS_AT_ONCE = 128  # few enough that double rows in the making stay in the cache
 _CENTER_SAMPLE = 1000  # gallery images that the middle is taken of, about
-_PAIRS_AT_ONCE = 256  # small enough that the gathered rows stay in the cache
+_EXPONENTS = 400  # powers of two between which double precision squares without loss
+_ROUNDOFF = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float64): 2.0**-53}
+_EXTRA_ROUNDINGS = 16  # of a product's inputs, generously
+_UNDERFLOW = 2.0**-100  # far more than all that a float32 product of vectors no longer than 2 can lose below 2⁻¹²⁶
+_TIE = 2.0**-49  # of a score: what its own roundings in double precision come to
+_TIE_OF_COSINES = 2.0**-52  # the spacing of doubles at 1
 
 
-class Similarity(ABC):
-    """Scores between query and gallery features, higher is nearer.
-
-    Subclasses say how rows are prepared so that ``query_rows(…) @ gallery_rows(…).T`` holds the scores.
+class Similarity:
+    """Scores between query and gallery features, −‖q − g‖² / 2 in units that keep float32 in range.
 
     Args:
-        query, gallery: (Q, D), (G, D) finite float32 or float64, both arrays or both CUDA tensors.
+        query, gallery: (Q, D), (G, D) finite float32 or float64, on the CPU or a CUDA device.
+        metric: "cosine" or "euclidean". A vector of zeros has cosine 0 with everything.
+        columns: (N,) the gallery images to score, in the order of the product's columns.
     """
 
-    def __init__(self, query: Array, gallery: Array) -> None:
-        self.query, self.gallery = query, gallery
+    def __init__(self, query: Tensor, gallery: Tensor, metric: str, columns: np.ndarray) -> None:
+        self._cosine, self._columns = metric == "cosine", columns
+        sides = [side.cpu().numpy() for side in (query, gallery)]
+        exponents = _exponents(sides, self._cosine)
+        self._unit = int(exponents[0][0])
+        for place, exponent in enumerate(exponents):
+            if np.abs(exponent).max() > _EXPONENTS:
+                sides[place], exponents[place] = np.ldexp(sides[place], -exponent[:, None]), np.zeros_like(exponent)
+        self._features = sides
+        self._scale = [
+            _inverse_norms(side) if self._cosine else np.ldexp(1.0, -exponent)
+            for side, exponent in zip(sides, exponents, strict=True)
+        ]
+        self._blank = self._scale[1] == 0  # as unit vectors of a dimension of their own they have cosine 0
+        self._any_blank = self._blank.any()
+        sample = columns[:: max(1, len(columns) // _CENTER_SAMPLE)]
+        self._center = np.median(self._rows(1, sample), axis=0)  # a mean is dragged away by outliers
+        # A product of CUDA tensors runs there in double precision, which no setting (TF32, autocast) makes coarser.
+        dtype = np.dtype(np.float64 if query.is_cuda else np.float32)
+        left, self._query_norm = self._factor(0, np.arange(len(query)), dtype)
+        right, self._gallery_norm = self._factor(1, columns, dtype)
+        self._offset = np.median(self._gallery_norm) ** 2 / 2  # taken from every image: the smaller, the less it errs
+        last = self._offset - self._gallery_norm**2 / 2
+        right[:, -1], self._widest = last, np.abs(last).max()
+        self._left, self._right = (torch.from_numpy(factor).to(query.device) for factor in (left, right))
+        terms = left.shape[1] + _EXTRA_ROUNDINGS
+        self._gamma = _gamma(terms, _ROUNDOFF[dtype]) + _ROUNDOFF[np.dtype(np.float32)]  # the result is float32
+        self._gamma_of_exact = 2 * _gamma(terms, _ROUNDOFF[np.dtype(np.float64)])
 
-    @property
-    def on_cuda(self) -> bool:
-        """Whether the features are on a CUDA device."""
-        return isinstance(self.query, Tensor)
+    def product(self, queries: np.ndarray, out: np.ndarray) -> None:
+        """Write scores plus a number of each query's own to ``out`` (n, N), float32."""
+        if self._right.is_cuda:
+            left = self._left[torch.from_numpy(queries).to(self._left.device)]
+            out[:] = (left @ self._right.T).cpu().numpy()
+        else:  # numpy's product ignores autocast and torch's choice of precision, as an exact ranking must
+            np.matmul(self._left.numpy()[queries], self._right.numpy().T, out=out)
 
-    @property
-    @abstractmethod
-    def product_width(self) -> int:
-        """D′, the width of the factors of the product."""
+    def bands(self, queries: np.ndarray, columns: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What two scores of a product may differ by although they tie, and the error of that difference (n,).
 
-    @abstractmethod
-    def _prepare(self, rows: Array, left: bool, out: Array) -> None:
-        """Write rows of one factor of the product, made from the features ``rows``, to ``out``."""
+        ``level`` holds the product's score of each pair. The error holds against every other score of the same
+        query: a sum of products, in any order, errs by at most γ (`_gamma`) times the sum of their sizes, which the
+        vectors' lengths bound. An image longer than ``reach`` is farther from the query than this one beyond any
+        error. ``of_exact`` is the exact score's own.
+        """
+        query, image = self._query_norm[queries], self._gallery_norm[columns]
+        reach = np.minimum(self._gallery_norm.max(), 2 * (2 * query + image))
+        last = np.minimum(np.maximum(reach**2 / 2, self._offset), self._widest)  # of the product's last dimension
+        of_exact = self._gamma_of_exact * (query**2 + reach**2)
+        error = 2 * (self._gamma * (query * reach + last) + of_exact + _UNDERFLOW)
+        return self.tie(level - self._own(queries)), error
 
-    @abstractmethod
-    def _score(self, query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        """Scores of pairs of double-precision rows (n,)."""
+    def as_product(self, queries: np.ndarray, exact: np.ndarray) -> np.ndarray:
+        """What a product without error would give for these exact scores (n,)."""
+        return exact + self._own(queries)
 
-    @abstractmethod
-    def magnitude(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        """Size of the numbers behind each pair's score (n,): what its rounding error is proportional to."""
+    def _own(self, queries: np.ndarray) -> np.ndarray:
+        return self._query_norm[queries] ** 2 / 2 + self._offset
 
-    @abstractmethod
-    def shown(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    def exact(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Score of each pair in double precision (n,): a sum over the dimensions in one fixed order."""
+        out = np.empty(len(queries))
+        distinct, which = np.unique(queries, return_inverse=True)
+        left, images = self._rows(0, distinct), self._columns[columns]
+        for low in range(0, len(out), _ROWS_AT_ONCE):
+            part = slice(low, low + _ROWS_AT_ONCE)
+            apart = self._rows(1, images[part])
+            apart -= left[which[part]]
+            out[part] = np.einsum("nd,nd->n", apart, apart) / -2
+        return out
+
+    def tie(self, score: np.ndarray) -> np.ndarray:
+        """How much less than a hit's exact score a miss's may be, and tie with it."""
+        return _TIE * np.abs(score) + (_TIE_OF_COSINES if self._cosine else 0)
+
+    def shown(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """The number to show for each pair (n,): cosine or Euclidean distance."""
+        if not self._cosine:
+            return np.ldexp(np.sqrt(-2 * self.exact(queries, columns)), self._unit)
+        return np.einsum("nd,nd->n", self._rows(0, queries), self._rows(1, self._columns[columns]))
 
-    def query_rows(self, index: np.ndarray, dtype: type = np.float64) -> Array:
-        """Left factor of the product for these queries (n, D′)."""
-        return self._rows(self.query, index, dtype, left=True)
+    def _rows(self, side: int, index: np.ndarray) -> np.ndarray:
+        """The vectors compared, in double precision: queries (side 0) or gallery images (side 1)."""
+        rows = self._features[side][index].astype(np.float64)
+        rows *= self._scale[side][index, None]
+        if self._any_blank:
+            rows = np.column_stack([rows, self._blank[index] if side else np.zeros(len(index))])
+        return rows
 
-    def gallery_rows(self, index: np.ndarray, dtype: type = np.float64) -> Array:
-        """Right factor of the product for these gallery images (n, D′)."""
-        return self._rows(self.gallery, index, dtype, left=False)
-
-    def _rows(self, features: Array, index: np.ndarray, dtype: type, left: bool) -> Array:
-        out = self._empty((len(index), self.product_width), dtype)
-        kind = dtype if is_single(features) else np.float64  # narrowed last
+    def _factor(self, side: int, index: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """A factor of the product (n, D′ + 1), and the lengths of its vectors from the middle (n,)."""
+        out = np.empty((len(index), len(self._center) + 1), dtype)
+        square = np.empty(len(index))
         for low in range(0, len(index), _ROWS_AT_ONCE):
             part = slice(low, low + _ROWS_AT_ONCE)
-            self._prepare(_take(features, index[part], kind), left, out[part])
-        return out
-
-    def _empty(self, shape: tuple[int, int], dtype: type) -> Array:
-        if not self.on_cuda:
-            return np.empty(shape, dtype)
-        return self.query.new_empty(shape, dtype=torch.float32 if dtype == np.float32 else torch.float64)
-
-    def score_rows(self, queries: np.ndarray, gallery: np.ndarray) -> Tensor:
-        """Scores in double precision (len(queries), len(gallery))."""
-        left, out = self.query_rows(queries), self._empty((len(queries), len(gallery)), np.float64)
-        for low in range(0, len(gallery), _ROWS_AT_ONCE):
-            block = gallery[low : low + _ROWS_AT_ONCE]
-            out[:, low : low + len(block)] = left @ self.gallery_rows(block).T
-        return torch.as_tensor(out)
-
-    def score_pairs(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        """Score of each pair (queries[i], gallery[i]) in double precision (n,)."""
-        return self._of_pairs(self._score, queries, gallery)
-
-    def _of_pairs(
-        self, function: Callable[[np.ndarray, np.ndarray], np.ndarray], queries: np.ndarray, gallery: np.ndarray
-    ) -> np.ndarray:
-        out = np.empty(len(queries))
-        for low in range(0, len(queries), _PAIRS_AT_ONCE):
-            part = slice(low, low + _PAIRS_AT_ONCE)
-            out[part] = function(_host(self.query, queries[part]), _host(self.gallery, gallery[part]))
-        return out
-
-    def slack(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        """How far apart two scores near this pair's may be computed when they are equal (n,)."""
-        # Each of the two scores is a sum of D products of rows that were normalised by sums of D squares.
-        return 4 * (self.query.shape[1] + 8) * _UNIT_ROUNDOFF * self.magnitude(queries, gallery)
+            rows = self._rows(side, index[part])
+            rows -= self._center
+            square[part] = np.einsum("nd,nd->n", rows, rows)
+            out[part, :-1] = rows
+        out[:, -1] = 1
+        return out, np.sqrt(square)
 
 
-class CosineSimilarity(Similarity):
-    """The cosine; a vector of zeros has cosine 0 with everything."""
-
-    @property
-    def product_width(self) -> int:
-        return self.query.shape[1]
-
-    def _prepare(self, rows: Array, left: bool, out: Array) -> None:
-        xp = _module(rows)
-        square = xp.einsum("nd,nd->n", rows, rows)
-        if is_single(rows) and not ((square > _SQUARES[0]) & (square < _SQUARES[1])).all():
-            double = rows.double() if self.on_cuda else rows.astype(np.float64)
-            square = xp.einsum("nd,nd->n", double, double)
-        scale = 1 / xp.where(square < _SHORTEST**2, np.inf, xp.sqrt(square))
-        scale = scale.to(rows.dtype) if self.on_cuda else scale.astype(rows.dtype)
-        target = out if out.dtype == rows.dtype else rows
-        xp.multiply(rows, scale[:, None], out=target)
-        if target is not out:
-            out[:] = target
-
-    def _score(self, query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        squares = np.einsum("nd,nd->n", query, query), np.einsum("nd,nd->n", gallery, gallery)
-        norms = [np.where(square < _SHORTEST**2, np.inf, np.sqrt(square)) for square in squares]
-        return np.einsum("nd,nd->n", query, gallery) / norms[0] / norms[1]
-
-    def magnitude(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        return np.ones(len(queries))
-
-    def shown(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        return self.score_pairs(queries, gallery)
-
-
-class EuclideanSimilarity(Similarity):
-    """Nearness by Euclidean distance: ‖q − μ‖² − ‖q − g‖² in units of the squared largest norm.
-
-    μ, the middle of the gallery, changes no distance and keeps the rounding of the expanded square small; the
-    unit keeps float32 from overflowing. A median, unlike a mean, is not dragged away by a few outliers.
-    """
-
-    def __init__(self, query: Array, gallery: Array) -> None:
-        super().__init__(query, gallery)
-        sample = np.arange(0, len(gallery), max(1, len(gallery) // _CENTER_SAMPLE))
-        self._center = np.median(_host(gallery, sample), axis=0)
-        norms = self._norms(query), self._norms(gallery)
-        self._unit = max(norm.max() for norm in norms) or 1.0
-        self._query_norm, self._gallery_norm = (norm / self._unit for norm in norms)
-
-    def _norms(self, features: Array) -> np.ndarray:
-        blocks = np.split(np.arange(len(features)), range(_ROWS_AT_ONCE, len(features), _ROWS_AT_ONCE))
-        return np.concatenate([np.linalg.norm(_host(features, block) - self._center, axis=1) for block in blocks])
-
-    @property
-    def product_width(self) -> int:
-        return self.query.shape[1] + 1
-
-    def _prepare(self, rows: Array, left: bool, out: Array) -> None:
-        center = torch.from_numpy(self._center).to(rows.device) if self.on_cuda else self._center
-        rows = (rows - center) / self._unit  # in double precision
-        out[:, :-1] = 2 * rows if left else rows
-        out[:, -1] = 1 if left else -_module(rows).einsum("nd,nd->n", rows, rows)
-
-    def _score(self, query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        from_center, apart = (query - self._center) / self._unit, (query - gallery) / self._unit
-        return np.einsum("nd,nd->n", from_center, from_center) - np.einsum("nd,nd->n", apart, apart)
-
-    def magnitude(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        # An image as near to the query as this one is at most that much longer than it.
-        return (2 * self._query_norm[queries] + self._gallery_norm[gallery]) ** 2
-
-    def shown(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-        return self._of_pairs(lambda query, gallery: np.linalg.norm(query - gallery, axis=1), queries, gallery)
-
-
-KINDS = {"cosine": CosineSimilarity, "euclidean": EuclideanSimilarity}
-
-
-def make_similarity(query_feats: Any, gallery_feats: Any, metric: str) -> Similarity:
+def make_similarity(query_feats: Any, gallery_feats: Any, metric: str, columns: np.ndarray) -> Similarity:
     """Similarity of raw features (Q, D) and (G, D), tensors or arrays.
 
     float64 stays float64, all else becomes float32; one CUDA tensor takes both to its device.
@@ -198,34 +150,36 @@ def make_similarity(query_feats: Any, gallery_feats: Any, metric: str) -> Simila
         UserError: for an unknown metric, shapes that are not two-dimensional, widths that differ, and values
             that are not finite (naming the images).
     """
-    if metric not in KINDS:
-        raise UserError(f"TEST.TEST_METRIC '{metric}' is not a known metric; known: {', '.join(KINDS)}")
+    if metric not in METRICS:
+        raise UserError(f"TEST.TEST_METRIC '{metric}' is not a known metric; known: {', '.join(METRICS)}")
     query, gallery = same_kind(as_features(query_feats, "query"), as_features(gallery_feats, "gallery"))
-    if not query.is_cuda:
-        query, gallery = query.numpy(), gallery.numpy()
     check_finite(query, "query features")
     check_finite(gallery, "gallery features")
-    return KINDS[metric](query, gallery)
+    return Similarity(query, gallery, metric, columns)
 
 
-def _module(rows: Array) -> ModuleType:
-    return torch if isinstance(rows, Tensor) else np
+def _gamma(terms: int, roundoff: float) -> float:
+    """Relative error of a sum of so many products, in whatever order: n·u / (1 − n·u)."""
+    return terms * roundoff / (1 - terms * roundoff)
 
 
-def is_single(rows: Array) -> bool:
-    """Whether an array or tensor is float32."""
-    return rows.dtype in (np.float32, torch.float32)
+def _exponents(sides: list[np.ndarray], cosine: bool) -> list[np.ndarray]:
+    """Powers of two to divide each row by (n,), so that double precision squares it without loss.
+
+    For the Euclidean distance one for all, in whose unit no two vectors are farther apart than 1.
+    """
+    peaks = [np.maximum(side.max(axis=1), -side.min(axis=1)) for side in sides]
+    found = [np.frexp(peak)[1] for peak in peaks]
+    if cosine:
+        return [np.where(np.abs(exponent) > _EXPONENTS, exponent, 0) for exponent in found]
+    unit = max(exponent.max() for exponent in found) + int(np.ceil(np.log2(2 * np.sqrt(sides[0].shape[1]))))
+    return [np.full(len(side), unit) for side in sides]
 
 
-def _take(features: Array, index: np.ndarray, dtype: type) -> Array:
-    """A copy of the chosen rows in this type, where the features are."""
-    if isinstance(features, np.ndarray):
-        return features[index].astype(dtype, copy=False)
-    rows = features[torch.from_numpy(index).to(features.device)]
-    return rows.double() if dtype == np.float64 else rows
-
-
-def _host(features: Array, index: np.ndarray) -> np.ndarray:
-    """The chosen rows in double precision, on the host."""
-    rows = _take(features, index, np.float64)
-    return rows if isinstance(rows, np.ndarray) else rows.cpu().numpy()
+def _inverse_norms(features: np.ndarray) -> np.ndarray:
+    """1 / ‖row‖ in double precision (n,), and 0 for a row of zeros."""
+    square = np.empty(len(features))
+    for low in range(0, len(features), _ROWS_AT_ONCE):
+        rows = features[low : low + _ROWS_AT_ONCE].astype(np.float64)
+        square[low : low + _ROWS_AT_ONCE] = np.einsum("nd,nd->n", rows, rows)
+    return np.divide(1, np.sqrt(square), out=np.zeros(len(features)), where=square > 0)

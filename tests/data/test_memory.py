@@ -1,6 +1,6 @@
 """How much memory is said to be free."""
 
-from d3still.data import memory
+from d3still import memory
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:          100000 kB\nMemAvailable:    8000000 kB\n"
 

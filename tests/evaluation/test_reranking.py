@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.dense_reranking import dense_k_reciprocal_distances
 from d3still.errors import UserError
-from d3still.evaluation import evaluate_distances, k_reciprocal_distances, memory, reranking
+from d3still.evaluation import evaluate_distances, k_reciprocal_distances, reranking
 
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
 
@@ -152,7 +152,7 @@ def test_features_that_cannot_be_ranked():
 
 
 def test_what_cannot_fit_is_refused_before_it_starts(monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 100 << 20)
+    monkeypatch.setattr(reranking, "available_memory", lambda: 100 << 20)
     monkeypatch.setattr(reranking, "_nearest", lambda *_: pytest.fail("it started"))
     query, gallery = np.ones((1678, 4), np.float32), np.ones((11579, 4), np.float32)
     with pytest.raises(
@@ -162,7 +162,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(monkeypatch):
 
 
 def test_where_the_system_does_not_tell_it_goes_ahead(monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    monkeypatch.setattr(reranking, "available_memory", lambda: None)
     assert k_reciprocal_distances(np.eye(3), np.eye(3), 2, 1, 0.3).shape == (3, 3)
 
 
@@ -171,21 +171,3 @@ def test_the_estimate_grows_with_the_images_not_with_their_square():
     assert veri < 2 << 30
     small, large = (reranking.memory_needed(1, count, 512, 60, 10) for count in (100_000, 200_000))
     assert large < 2.01 * small
-
-
-def test_free_memory_is_found(tmp_path, monkeypatch):
-    free = memory.available_memory()
-    assert free is None or free > 0
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:  999 kB\nMemAvailable:   2048 kB\n")
-    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
-    monkeypatch.setattr(memory, "_CGROUPS", ())
-    assert memory.available_memory() == 2 << 20
-    (limit := tmp_path / "limit").write_text("1048576\n")
-    (used := tmp_path / "used").write_text("48576\n")
-    monkeypatch.setattr(memory, "_CGROUPS", ((limit, used),))
-    assert memory.available_memory() == 1_000_000
-    limit.write_text("max\n")
-    assert memory.available_memory() == 2 << 20
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "missing")
-    assert memory.available_memory() is None or memory.available_memory() > 0
