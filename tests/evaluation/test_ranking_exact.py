@@ -102,16 +102,16 @@ def test_a_product_errs_by_less_than_its_bound(family, metric, dtype):
 def adversarial(seed, dtype):
     """Features with a common part, lengths from 1e-3 to 1e3 and near and exact duplicates, and their identities."""
     rng = np.random.default_rng(seed)
-    width, common = rng.choice([8, 64, 512]), rng.choice([0, 1, 30, 300])
-    ids = rng.integers(0, 12, 10), rng.integers(0, 12, 240)
+    width, common = rng.choice([8, 64, 256]), rng.choice([0, 1, 30, 300])
+    ids = rng.integers(0, 12, 6), rng.integers(0, 12, 120)
     centers, offset = rng.standard_normal((12, width)), common * rng.standard_normal(width)
     query, gallery = (centers[of] + 0.7 * rng.standard_normal((len(of), width)) + offset for of in ids)
-    source, target = rng.permutation(240)[:120].reshape(2, 60)
-    gallery[target] = gallery[source] * (1 + 10 ** rng.uniform(-6, -4) * rng.standard_normal((60, width)))
-    gallery[target[:20]] = gallery[source[:20]]
+    source, target = rng.permutation(120)[:60].reshape(2, 30)
+    gallery[target] = gallery[source] * (1 + 10 ** rng.uniform(-6, -4) * rng.standard_normal((30, width)))
+    gallery[target[:10]] = gallery[source[:10]]
     if seed % 2:
         lengths = [10 ** rng.uniform(-3, 3, (len(of), 1)) for of in ids]
-        lengths[1][target[:20]] = lengths[1][source[:20]]
+        lengths[1][target[:10]] = lengths[1][source[:10]]
         query, gallery = query * lengths[0], gallery * lengths[1]
     return dtype(query), dtype(gallery), *ids
 
@@ -129,18 +129,18 @@ def adversarial_case(seed, dtype, metric, convert=np.asarray):
     """Rankings in double precision, by two orders of summation, and the one of `evaluate_ranking`."""
     query, gallery, *ids = adversarial(seed, dtype)
     dims = np.arange(query.shape[1])
-    labels = *ids, np.zeros(10, int), np.ones(240, int)
+    labels = *ids, np.zeros(6, int), np.ones(120, int)
     expected = [
         naive_ranking(double_scores(query, gallery, metric, order).tolist(), *(label.tolist() for label in labels))
         for order in (dims, dims[::-1])
     ]
-    return expected, evaluate_ranking(convert(query), convert(gallery), *labels, metric=metric, topk=240)
+    return expected, evaluate_ranking(convert(query), convert(gallery), *labels, metric=metric, topk=120)
 
 
 def check_adversarial(convert):
     # "Double precision's order" has a meaning only where it does not hang on the order of summation.
     clear = 0
-    for seed in range(30):
+    for seed in range(28):
         for dtype in (np.float32, np.float64):
             for metric in ("cosine", "euclidean"):
                 (one, other), found = adversarial_case(seed, dtype, metric, convert)
@@ -158,16 +158,17 @@ def test_adversarial_features_rank_as_double_precision_does():
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_adversarial_cuda_tensors_rank_as_double_precision_does():
     check_adversarial(lambda side: torch.from_numpy(side).cuda())
 
 
 def test_features_that_a_float32_product_cannot_tell_apart_take_longer_but_rank_the_same():
-    # Every score ties with many in float32: hash codes, and noise of 1e-9 on directions that all are common.
+    # Every score ties with many in float32: noise of 1e-7 on three images that all are copies of.
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 8, 30), rng.integers(0, 8, 400)
     base = rng.standard_normal((3, 16))
-    query, gallery = (base[rng.integers(0, 3, len(of))] + 1e-9 * rng.standard_normal((len(of), 16)) for of in ids)
+    query, gallery = (base[rng.integers(0, 3, len(of))] + 1e-7 * rng.standard_normal((len(of), 16)) for of in ids)
     expected = naive_ranking(
         double_scores(query, gallery, "euclidean", np.arange(16)).tolist(), *map(list, ids), [0] * 30, [1] * 400
     )
