@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -78,6 +79,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.query, self.gallery = query, gallery
         self.extra = nn.ModuleDict()  # learnable parts of a baseline beside the query network
+        self.prepared: dict[str, Tensor] = {}  # what `prepare` found, kept in checkpoints
         self.supervised, self.kd_weight, self.learner = supervised, kd_weight, learner
         self._check_widths()
 
@@ -108,6 +110,15 @@ class Distiller(nn.Module):
         ``feature_maps`` stay this rank's.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement feature_loss(query, gallery, labels)")
+
+    def prepare(self, pairs: Callable[[], Iterable[Pair]]) -> None:
+        """Fill ``prepared`` with what the loss needs to know of the frozen network: once, before the first step.
+
+        A resumed run has it from its checkpoint. Most baselines need nothing.
+
+        Args:
+            pairs: gives an epoch's pair batches, this rank's part, on the networks' device.
+        """
 
     @property
     def baseline(self) -> Distiller:

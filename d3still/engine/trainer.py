@@ -346,6 +346,8 @@ class Trainer:
 
     def _build_optimizer(self, saved: dict[str, Any] | None) -> Built:
         report = None if saved is None else saved["optimizer_report"]
+        if saved is None:
+            self.distiller.prepare(self.pairs)
         began = time.perf_counter()
         built = build_optimizer(self.cfg, self.distiller, self.pairs, report)
         if built.report and report is None:

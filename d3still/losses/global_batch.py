@@ -68,6 +68,14 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.chunk(world_size())[dist.get_rank()]
 
 
+def first_ranks(tensor: Tensor) -> Tensor:
+    """The first rank's tensor on every rank; all must give one of its shape."""
+    if world_size() > 1:
+        tensor = tensor.detach().contiguous()
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
 def global_sum(tensor: Tensor) -> Tensor:
     """Sum of a tensor over ranks, without gradient."""
     if world_size() > 1:

@@ -34,11 +34,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def network_state(distiller: Distiller) -> dict[str, Any]:
-    """Weights of both networks and of a baseline's extra parts, by their own names."""
+    """Weights of both networks and of a baseline's extra parts, by their own names, and what it prepared."""
     return {
         "query": None if distiller.query is None else distiller.query.state_dict(),
         "gallery": distiller.gallery.state_dict(),
         "extra": distiller.extra.state_dict(),
+        "prepared": dict(distiller.prepared),
     }
 
 
@@ -48,3 +49,5 @@ def load_network_state(distiller: Distiller, state: dict[str, Any]) -> None:
         distiller.query.load_state_dict(state["query"])
     distiller.gallery.load_state_dict(state["gallery"])
     distiller.extra.load_state_dict(state["extra"])
+    device = next(distiller.gallery.parameters()).device
+    distiller.prepared.update({name: value.to(device) for name, value in state.get("prepared", {}).items()})

@@ -16,7 +16,7 @@ from d3still.modeling import build_model
 
 BASELINES = [name for name in DISTILLERS if name not in ("NONE", "ACD")]
 CLASSES, BATCH = 6, 12
-SMALL = ["ROP.TOPK", 8, "CSD.TOPK", 8, "D3.TOPK", 4, "INPUT.STUDENT_SIZE_TRAIN", [32, 32]]
+SMALL = ["ROP.TOPK", 8, "CSD.TOPK", 8, "D3.TOPK", 4, "SSP.CENTROIDS", 3, "INPUT.STUDENT_SIZE_TRAIN", [32, 32]]
 
 
 def config(*settings):
@@ -30,7 +30,9 @@ def build(kind, *settings, query="ResNet18", gallery="ResNet18", baseline="ROP")
     cfg = config("DISTILLER.TYPE", kind, "ACD.BASELINE", baseline, *settings)
     networks = (None if kind == "NONE" else build_model(query, CLASSES)), build_model(gallery, CLASSES)
     learner = "query" if kind not in ("NONE", "ACD") else "gallery"
-    return DISTILLERS.get(kind).build(cfg, *networks, learner=learner)
+    distiller = DISTILLERS.get(kind).build(cfg, *networks, learner=learner)
+    distiller.prepare(lambda: [batch()[2]])
+    return distiller
 
 
 def batch(low=(32, 32), high=(64, 64), dtype=torch.float32, on_high=False):

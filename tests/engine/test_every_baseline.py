@@ -8,7 +8,7 @@ from d3still.config import load_config
 from d3still.engine import train
 from tests.tiny import REPOSITORY
 
-BASELINES = ("fitnet", "cc", "csd", "raml", "rop", "d3", "ugd", "vanillakd", "pkt", "rkd")
+BASELINES = ("fitnet", "cc", "csd", "raml", "rop", "d3", "ugd", "vanillakd", "pkt", "rkd", "bct", "aml", "ssp")
 
 
 def one_epoch(stage, root):

@@ -20,7 +20,8 @@ from d3still.modeling import build_model
 CLASSES, BATCH = 4, 8
 GATHER = dist.all_gather
 BASELINES = [name for name in DISTILLERS if name not in ("NONE", "ACD")]
-CASES: list[tuple] = [(1, name, ()) for name in BASELINES] + [(2, name, ()) for name in ("CSD", "ROP", "UGD")]
+CASES: list[tuple] = [(1, name, ()) for name in BASELINES]
+CASES += [(2, name, ()) for name in ("BCT", "CSD", "ROP", "SSP", "UGD")]
 # learnable parts that get no gradient: UGD's projectors
 CASES += [(1, "UGD", ("UGD.BETA", 0.0)), (1, "UGD", ("UGD.KD_WEIGHT", 0.0))]
 
@@ -30,7 +31,7 @@ def build(stage: int, baseline: str, more: tuple = ()) -> Distiller:
     torch.manual_seed(0)
     cfg = get_cfg()
     kind = baseline if stage == 1 else "ACD"
-    settings = ["ROP.TOPK", 6, "CSD.TOPK", 6, "D3.TOPK", 4, "INPUT.STUDENT_SIZE_TRAIN", [32, 32]]
+    settings = ["ROP.TOPK", 6, "CSD.TOPK", 6, "D3.TOPK", 4, "SSP.CENTROIDS", 2, "INPUT.STUDENT_SIZE_TRAIN", [32, 32]]
     cfg.merge_from_list(["DISTILLER.TYPE", kind, "ACD.BASELINE", baseline, *settings, *more])
     networks = build_model("ResNet18", CLASSES), build_model("ResNet18_ibn_a", CLASSES)
     distiller = DISTILLERS.get(kind).build(cfg, *networks, learner="query" if stage == 1 else "gallery").double()
@@ -53,6 +54,7 @@ def batch(stage: int, part: slice = slice(None)) -> tuple[torch.Tensor, torch.Te
 
 def gradients(distiller: Distiller, *inputs: object) -> dict[str, torch.Tensor]:
     """Every loss term and every gradient of a step."""
+    distiller.prepare(lambda: [inputs[2]])
     losses, _ = distiller(*inputs)
     sum(losses.values()).backward()
     average_gradients(parameter for _, parameter in distiller.learnable_parameters())

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from d3still.distillers.aml import aml_loss
+from d3still.distillers.bct import bct_loss
 from d3still.distillers.cc import cc_loss
 from d3still.distillers.csd import csd_loss
 from d3still.distillers.d3 import d3_loss
@@ -12,10 +14,13 @@ from d3still.distillers.pkt import pkt_loss
 from d3still.distillers.raml import raml_loss
 from d3still.distillers.rkd import rkd_loss
 from d3still.distillers.rop import rop_loss
+from d3still.distillers.ssp import ssp_loss
 from d3still.distillers.ugd import ugd_global_loss
 from d3still.errors import UserError
 from d3still.losses import full_precision, triplet_loss
 from d3still.modeling import ModelOutput
+
+ANCHORS = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(2))
 
 LOSSES = {
     "fitnet": fitnet_loss,
@@ -29,6 +34,9 @@ LOSSES = {
     "rkd": lambda q, g: rkd_loss(q, g, 25, 50),
     "kd": lambda q, g: kd_loss(q, g, 2.0),
     "ugd_global": ugd_global_loss,
+    "bct": lambda q, g: bct_loss(q, g, torch.tensor([0, 1, 2, 3, 4, 5])),
+    "aml": lambda q, g: aml_loss(q, g, torch.tensor([0, 0, 1, 1, 2, 2]), 0.1),
+    "ssp": lambda q, g: ssp_loss(q, g, ANCHORS),
     "triplet": lambda q, g: triplet_loss(q, torch.tensor([0, 0, 1, 1, 2, 2])),
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from d3still.config.rules import NOT_NEGATIVE, TEMPERATURE, Rule
 from d3still.distillers.acd.logits import collaborative_logits, collaborative_logits_loss
-from d3still.distillers.base import Distiller, Side
+from d3still.distillers.base import Distiller, Pair, Side
 from d3still.distillers.registry import DISTILLERS
 from d3still.errors import UserError
 from d3still.modeling import ModelOutput
@@ -38,7 +40,7 @@ class ACD(Distiller):
             kd_weight=baseline.kd_weight,
             learner="gallery",
         )
-        self.extra = baseline.extra
+        self.extra, self.prepared = baseline.extra, baseline.prepared
         self._baseline = [baseline]  # in a list: its networks are this module's already
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
@@ -60,6 +62,9 @@ class ACD(Distiller):
     @property
     def baseline(self) -> Distiller:
         return self._baseline[0]
+
+    def prepare(self, pairs: Callable[[], Iterable[Pair]]) -> None:
+        self.baseline.prepare(pairs)
 
     def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
         return self.baseline.feature_loss(query, gallery, labels)
