@@ -48,7 +48,8 @@ def ssp_loss(query_feat: Tensor, gallery_feat: Tensor, anchors: Tensor, scale: f
 def _log_similarities(feat: Tensor, anchors: Tensor, scale: float) -> Tensor:
     """log p of each part's anchors (B, M, K)."""
     parts = F.normalize(feat.unflatten(1, (len(anchors), -1)), dim=2)
-    return (scale * torch.einsum("bmd,mkd->bmk", parts, F.normalize(anchors, dim=2))).log_softmax(2)
+    anchors = F.normalize(anchors.to(feat.dtype), dim=2)
+    return (scale * torch.einsum("bmd,mkd->bmk", parts, anchors)).log_softmax(2)
 
 
 def product_quantiser(feats: Tensor, parts: int, centroids: int) -> Tensor:
