@@ -17,7 +17,7 @@ import _bootstrap
 
 from d3still.config import Config, load_config, user_code
 from d3still.errors import UserError
-from d3still.reporting.plan import CONFIG_SUFFIXES, Planner
+from d3still.plans.plan import CONFIG_SUFFIXES, Planner
 from d3still.reporting.words import count, is_whole_number, split_words
 from d3still.runs.facts import ACD, BASELINE, VARIANTS
 from d3still.text import visible
@@ -75,11 +75,11 @@ def main() -> int:
 
     from d3still.engine.events import logging_to
     from d3still.engine.testing import embed
+    from d3still.plans.execute import carry_out, plan_text
+    from d3still.plans.training import Training
     from d3still.reporting.comparison import compare
-    from d3still.reporting.execute import carry_out, plan_text
     from d3still.reporting.outputs import REPORT, write_comparison
     from d3still.reporting.stored import ListStore
-    from d3still.reporting.training import Training
     from d3still.runs.finished import find_runs, read_runs
 
     training = Training()

@@ -42,10 +42,10 @@ def main() -> int:
     args, settings = parse()
 
     from d3still.engine.events import logging_to
+    from d3still.plans.execute import carry_out, plan_text
+    from d3still.plans.training import Training
     from d3still.reporting import sweep as sweeps
-    from d3still.reporting.execute import carry_out, plan_text
     from d3still.reporting.outputs import write_files
-    from d3still.reporting.training import Training
 
     training = Training()
     with logging_to(None):

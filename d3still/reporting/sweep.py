@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from d3still.config import Config
 from d3still.errors import UserError
 from d3still.files import write_atomically
+from d3still.plans.plan import PlannedRun, Planner
 from d3still.reporting.comparison import compare
 from d3still.reporting.exports import csv_text, json_text, run_entry
-from d3still.reporting.plan import PlannedRun, Planner
 from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row
 from d3still.reporting.tables import pair_title
 from d3still.runs.facts import BASELINE, SWEEP, baseline_of, pair_of, stage_of

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from d3still.errors import UserError
-from d3still.reporting.execute import carry_out, plan_text
-from d3still.reporting.plan import Planner
+from d3still.plans.execute import carry_out, plan_text
+from d3still.plans.plan import Planner
 from tests.tiny import REPOSITORY
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from d3still.config import weight_path
 from d3still.errors import UserError
-from d3still.reporting.plan import Planner, config_files
+from d3still.plans.plan import Planner, config_files
 from d3still.runs.facts import variant_of, variant_settings
 from tests.tiny import REPOSITORY
 

@@ -21,8 +21,8 @@ from d3still.engine.setup import (
 )
 from d3still.errors import UserError
 from d3still.logs import early_records
-from d3still.reporting.child import run_in_child
-from d3still.reporting.plan import PlannedRun
+from d3still.plans.child import run_in_child
+from d3still.plans.plan import PlannedRun
 from d3still.runs.facts import WEIGHT_KEYS, stage_of
 from d3still.runs.finished import read_run
 from d3still.runs.folder import RunFolder, config_differences

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from d3still.errors import UserError
-from d3still.reporting.child import run_in_child
+from d3still.plans.child import run_in_child
 
 
 def write(path, text):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d3still.errors import UserError
-from d3still.reporting.plan import PlannedRun
+from d3still.plans.plan import PlannedRun
 from d3still.runs.finished import METRICS
 from d3still.text import visible
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from d3still.errors import UserError
-from d3still.reporting.child import run_in_child
-from tests.reporting import children
+from d3still.plans.child import run_in_child
+from tests.plans import children
 from tests.tiny import REPOSITORY
 
 
@@ -37,7 +37,7 @@ def test_whatever_goes_wrong_is_one_line(function, arguments, message):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_child_of_a_stopped_or_killed_process_saves_and_ends(tmp_path, number):
     """Else a comparison that is started again would train beside it."""
-    command = [sys.executable, "-m", "tests.reporting.children", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.plans.children", str(tmp_path)]
     with subprocess.Popen(command, cwd=REPOSITORY) as parent:
         wait_for(tmp_path / "there")
         parent.send_signal(number)
