@@ -28,6 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.dense_reranking import dense_k_reciprocal_distances
+from benchmarks.goals import Goal, judge
 from d3still.evaluation import evaluate_ranking, k_reciprocal_distances
 from d3still.evaluation.ranks import _BLOCK
 
@@ -79,7 +80,7 @@ def make_features(size, seed=0):
 
 def bare_numpy(query, gallery):
     """The product of the features in blocks, and nothing else."""
-    step = max(1, _BLOCK // 4 // len(gallery))
+    step = max(1, _BLOCK // len(gallery))
     buffer = np.empty((min(step, len(query)), len(gallery)), dtype=np.float32)
     for low in range(0, len(query), step):
         part = query[low : low + step]
@@ -88,7 +89,7 @@ def bare_numpy(query, gallery):
 
 def bare_torch(query, gallery):
     """The same with torch's product."""
-    step = max(1, _BLOCK // 4 // len(gallery))
+    step = max(1, _BLOCK // len(gallery))
     query, gallery = torch.from_numpy(query), torch.from_numpy(gallery)
     buffer = torch.empty((min(step, len(query)), len(gallery)))
     for low in range(0, len(query), step):
@@ -149,6 +150,7 @@ def in_own_process(*task):
 
 
 def ranking_table(names):
+    goals = []
     print("| size | queries × gallery | product, numpy | product, torch | evaluate_ranking |", end="")
     print(" ÷ numpy | ÷ torch | peak memory | mAP |\n|---|---|---|---|---|---|---|---|---|")
     for name in names:
@@ -157,6 +159,9 @@ def ranking_table(names):
         ratios = " | ".join(f"{value:.2f}" for value in found["ratios"])
         print(f"| {size.name} | {size.queries:,} × {size.gallery:,} | {times} | {ratios}", end="")
         print(f" | +{found['peak']:.0f} MiB | {found['mAP']:.1f} |", flush=True)
+        goals.append(Goal(f"{size.name}, time over torch's product", found["ratios"][1], 1.3))
+        goals.append(Goal(f"{size.name}, MiB over the features", found["peak"], 1024))
+    return goals
 
 
 def reranking_table():
@@ -166,6 +171,7 @@ def reranking_table():
     print(f"| k_reciprocal_distances | {sparse['seconds']:.1f} s | +{sparse['peak']:.0f} MiB |")
     print(f"| the same on dense float32 arrays | {dense['seconds']:.1f} s | +{dense['peak']:.0f} MiB |")
     print(f"\n{dense['seconds'] / sparse['seconds']:.1f} times as fast; largest difference of a sample {apart:.1e}.")
+    return [Goal("re-ranking, times as fast as dense arrays", dense["seconds"] / sparse["seconds"], 5, at_least=True)]
 
 
 def main():
@@ -178,12 +184,13 @@ def main():
         kind, name = chosen.task
         size = SIZES[name]
         print(json.dumps(measure_ranking(size) if kind == "ranking" else measure_reranking(size, kind == "dense")))
-        return
+        return 0
     print(f"numpy {np.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    ranking_table(chosen.sizes)
+    goals = ranking_table(chosen.sizes)
     if not chosen.no_reranking:
-        reranking_table()
+        goals += reranking_table()
+    return judge(goals)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.goals import Goal, judge
 from d3still.distillers.rop import rop_loss
 
 TEMPERATURE, RANK_WEIGHT = 0.1, 0.2
@@ -85,8 +86,8 @@ def main():
     for name, (seconds, memory) in found.items():
         print(f"| {name} | {seconds:.3f} | {memory:.0f} |")
     reference, own = (found[name] for name in LOSSES)
-    print(f"\ntime ratio {own[0] / reference[0]:.2f} (goal ≤ 0.5); peak {own[1]:.0f} MB (goal ≤ 400)")
+    return judge([Goal("time, share of the reference's", own[0] / reference[0], 0.5), Goal("peak, MB", own[1], 400)])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
