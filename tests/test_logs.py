@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d3still.engine.events import logging_to
+from d3still.engine.events import Board, logging_to
 from d3still.errors import UserError
 
 logger = logging.getLogger("d3still.tests")
@@ -44,3 +44,19 @@ def test_a_log_file_that_cannot_be_opened_is_named(tmp_path):
         (tmp_path / "log.txt").mkdir()
         with logging_to(tmp_path / "log.txt"):
             pass
+
+
+def test_a_full_disk_costs_curves_and_not_the_run(tmp_path, caplog):
+    """Once the writing thread had died of it, the eleventh event waited for ever."""
+    resource = pytest.importorskip("resource")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    board = Board(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+    try:
+        with caplog.at_level("WARNING", logger="d3still"):
+            for step in range(200):
+                board.scalars({"loss": 1.0}, step)
+            board.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert caplog.text.count(f"curves in {tmp_path} are lost (File too large); training goes on") == 1

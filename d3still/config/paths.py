@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from d3still.config.node import Config
+from d3still.config.sections import known_defaults
 from d3still.files import user_path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -15,6 +16,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 REPOSITORY = _PACKAGE / "share" if (_PACKAGE / "share").is_dir() else _PACKAGE.parent
 CONFIGS = "configs"
 CHECKPOINTS = "checkpoints"
+OWN_DATASETS = ("folder", "csv")  # registered names that any images may have
 
 
 def default_experiment_name(cfg: Config, file: Path) -> str:
@@ -30,7 +32,16 @@ def default_experiment_name(cfg: Config, file: Path) -> str:
         if file.is_relative_to(root):
             folders = file.relative_to(root).parts[1:-1]
             break
-    return "/".join((cfg.DATASETS.NAMES, *folders, file.stem))
+    return "/".join((dataset_name(cfg), *folders, file.stem))
+
+
+def dataset_name(cfg: Mapping[str, Any]) -> str:
+    """DATASETS.NAMES; of one's own images with the name of their folder or table, so that two sets are two."""
+    name, root = cfg["DATASETS"]["NAMES"], cfg["DATASETS"]["ROOT_DIR"]
+    if name not in OWN_DATASETS or root == known_defaults()["DATASETS.ROOT_DIR"]:
+        return name
+    place = Path(root).expanduser().resolve()
+    return f"{name}/{place.stem if place.suffix.lower() == '.csv' else place.name}"
 
 
 def run_dir(cfg: Config) -> Path:
@@ -50,7 +61,7 @@ def repositories(cfg: Config) -> list[Path]:
 def filled_in(cfg: Mapping[str, Any], value: str, root: str | None = None) -> str:
     """A weight path with a run's own names in it.
 
-    ``{root}`` is OUTPUT_DIR.ROOT_PATH, ``{seed}`` SOLVER.SEED, ``{dataset}`` DATASETS.NAMES, ``{folder}`` the
+    ``{root}`` is OUTPUT_DIR.ROOT_PATH, ``{seed}`` SOLVER.SEED, ``{dataset}`` `dataset_name`, ``{folder}`` the
     experiment's own folder (OUTPUT_DIR.EXPERIMENT_NAME without its last part) and ``{run}`` this run's folder.
 
     Args:
@@ -63,7 +74,7 @@ def filled_in(cfg: Mapping[str, Any], value: str, root: str | None = None) -> st
     names = {
         "root": root,
         "seed": str(seed),
-        "dataset": cfg["DATASETS"]["NAMES"],
+        "dataset": dataset_name(cfg),
         "folder": PurePath(experiment).parent.as_posix(),
         "run": f"{root}/{experiment}/seed{seed}",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,13 @@ class Board:
     """
 
     def __init__(self, folder: Path | None, purge_step: int | None = None) -> None:
-        self._writer = None if folder is None else SummaryWriter(str(folder), purge_step=purge_step)
+        self._writer = None
+        if folder is not None:
+            try:
+                self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+            except OSError as error:
+                raise UserError(f"cannot write to {folder}: {error.strerror}; free some space") from error
+            _forgive(self._writer.file_writer.event_writer._ev_writer, folder)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """One point a name."""
@@ -136,3 +142,27 @@ class Board:
         """Write what is pending."""
         if self._writer:
             self._writer.close()
+
+
+def _forgive(events: Any, folder: Path) -> None:
+    """A full disk costs curves, and not the run: one warning, and training goes on.
+
+    tensorboardX writes in a thread of its own. An error ends that thread, and then the next events wait for it
+    without end.
+    """
+    told = False
+
+    def forgiving(write: Callable[..., Any]) -> Callable[..., Any]:
+        def method(*arguments: Any) -> Any:
+            nonlocal told
+            try:
+                return write(*arguments)
+            except OSError as error:
+                if not told:
+                    logger.warning("curves in %s are lost (%s); training goes on", folder, error.strerror)
+                told = True
+
+        return method
+
+    for name in ("write_event", "flush", "close"):
+        setattr(events, name, forgiving(getattr(events, name)))

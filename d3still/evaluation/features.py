@@ -13,7 +13,7 @@ import numpy as np
 from d3still.errors import UserError
 from d3still.evaluation.arrays import as_tensor
 from d3still.evaluation.labels import as_labels
-from d3still.files import require_regular
+from d3still.files import require_regular, write_atomically
 
 # The first name is ours; the others are what other tools write.
 _NAMES = {
@@ -80,19 +80,12 @@ def save_features(
         features, ids, cams, paths: as in `FeatureSet`, arrays, tensors or lists.
 
     Raises:
-        UserError: for arrays that do not fit together.
+        UserError: for arrays that do not fit together, or a file that cannot be written.
     """
     path = Path(path)
     checked = _checked(path, np.asarray(as_tensor(features, "features").cpu()), ids, cams, paths)
     arrays = {name: value for name in _NAMES if (value := getattr(checked, name)) is not None}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with unfinished.open("wb") as file:
-            np.savez(file, **arrays)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def pair_cameras(query: FeatureSet, gallery: FeatureSet) -> tuple[np.ndarray, np.ndarray]:

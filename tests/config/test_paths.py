@@ -99,3 +99,18 @@ def test_the_configs_for_own_data_chain(tmp_path, monkeypatch, name, experiment)
     assert weight_path(stage("acd_rop"), stage("acd_rop").DISTILLER.STUDENT_PRETRAIN_PATH) == rop
     assert stage("vanilla").INPUT.STUDENT_SIZE_TRAIN == stage("rop").INPUT.TEACHER_SIZE_TRAIN
     assert stage("vanilla").DISTILLER.STUDENT_NAME == stage("rop").DISTILLER.TEACHER_NAME
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "folder"),
+    [
+        ("folder", "/data/shoes", "log/folder/shoes/rop/seed2024"),
+        ("folder", "/data/boots/", "log/folder/boots/rop/seed2024"),
+        ("csv", "/data/bags.csv", "log/csv/bags/rop/seed2024"),
+        ("VeRi776", "/data/VeRi", "log/VeRi776/rop/seed2024"),
+    ],
+)
+def test_two_own_datasets_have_two_folders(tmp_path, name, root, folder):
+    cfg = load_config(config_at(tmp_path / "rop.yaml", f"DATASETS: {{NAMES: {name}, ROOT_DIR: {root}}}\n"))
+    assert run_dir(cfg) == Path(folder)
+    assert weight_path(cfg, "{root}/{dataset}/rop/last.pth").parts[-4:-2] == Path(folder).parts[-4:-2]
