@@ -62,7 +62,7 @@ def quantised(content: bytes, description: Description, images: Images, accept_l
         UserError: there are too few images, or the mean cosine to float32 is below `LEAST_COSINE`.
     """
     pixels = _pixels(description, images)
-    calibrating, comparing = pixels[::2], pixels[1::2]
+    calibrating, comparing = (np.ascontiguousarray(pixels[start::2]) for start in (0, 1))
     expected = _features(content, comparing)
     best: tuple[float, bytes, str, np.ndarray] | None = None
     for per_channel, method in WAYS:
@@ -105,7 +105,7 @@ def _pixels(description: Description, images: Images) -> np.ndarray:
     found = [pixels for pixels in map(_resized, chosen, [description.size] * len(chosen)) if pixels is not None]
     if len(found) < 2:
         raise UserError(f"int8 is calibrated on at least two images, not {len(found)}; name more with --calibration")
-    return torch.stack(found).numpy()
+    return torch.stack(found).contiguous().numpy()  # an image read has its channels last in memory
 
 
 def _resized(image: GalleryImage, size: tuple[int, int]) -> torch.Tensor | None:
@@ -168,10 +168,11 @@ def _milliseconds(content: bytes, pixels: np.ndarray) -> float:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what onnxruntime prints and its advice to the root logger, which no user can follow."""
-    level = logging.root.level
+    level, handlers = logging.root.level, list(logging.root.handlers)
     logging.root.setLevel(logging.ERROR)
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.root.setLevel(level)
+        logging.root.handlers = handlers  # it adds one of its own, and all would be said twice

@@ -134,6 +134,8 @@ def test_int8_says_what_it_loses_and_is_refused_where_that_is_much(run, exported
     assert found["mean_cosine"] == pytest.approx(cosines.mean(), abs=1e-3) and found["mean_cosine"] > 0.97
     assert done.card["bytes"] < found["bytes_float32"] and found["milliseconds"] > 0
     assert done.card["weights_sha256"] == exported.card["weights_sha256"], "it belongs where its original does"
+    pixels = quantize_module._pixels(open_network(run)[1], paths)
+    assert pixels.flags.c_contiguous, "onnxruntime reads memory in order, whatever the strides"
     monkeypatch.setattr(quantize_module, "LEAST_COSINE", 1.0)
     with pytest.raises(UserError, match=r"mean cosine of 0\.\d+ .*nothing was written.*--accept-loss"):
         export_network(run, "query", "onnx", tmp_path / "r.onnx", quantize="int8", calibration=paths)

@@ -85,6 +85,21 @@ def test_mistakes_end_in_one_line_and_status_2(call, run, pictures, tmp_path):
     assert not (tmp_path / "x.index").exists()
 
 
+@needs("faiss", "pymilvus", "milvus_lite")
+def test_the_same_commands_on_milvus(call, run, tmp_path):
+    paths = save_pictures(tmp_path / "p", 3)
+    engine = ["--engine", "milvus", "--uri", tmp_path / "g.db"]
+    code, _, errors = call("index_net.py", "build", "--weights", run, "--images", tmp_path / "p", *engine)
+    assert code == 0 and "3 images by the gallery network TestNet" in errors
+    assert call("index_net.py", "remove", *engine, "--path", paths[0])[0] == 0
+    code, out, _ = call("index_net.py", "search", "--weights", run, "--part", "gallery", *engine, paths[1])
+    assert code == 0 and out.splitlines()[1].split()[2] == str(paths[1])
+    assert str(paths[0]) not in out
+    for wrong in (["info"], ["info", "--engine", "milvus"], ["info", *engine, "--index", tmp_path / "g.index"]):
+        code, _, errors = call("index_net.py", *wrong)
+        assert code == 2 and "give the index file (--index, build: --out), or --engine milvus with --uri" in errors
+
+
 @needs("onnx", "onnxscript", "onnxruntime")
 def test_export_prints_what_it_checked_and_the_costs(call, run, tmp_path):
     out = tmp_path / "query.onnx"
@@ -108,7 +123,11 @@ def test_export_beside_the_weights(call, tmp_path):
 
 
 def test_commands_explain_themselves(call):
-    for name, shown in (("export_net.py", "--part {query,gallery}"), ("index_net.py", "{build,search,add,info,")):
+    for name, shown in [
+        ("export_net.py", "--part {query,gallery}"),
+        ("serve_net.py", "--host HOST"),
+        ("index_net.py", "{build,search,add,info,remove,sync}"),
+    ]:
         code, text, _ = call(name, "--help")
         assert code == 0 and shown in text
 
