@@ -3,6 +3,7 @@
 import os
 import resource
 import zipfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -75,13 +76,18 @@ def test_what_is_not_about_the_disk_passes_through(tmp_path):
     assert names(tmp_path) == ["a.pth"] and (tmp_path / "a.pth").read_bytes() == b"former"
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file of this process grows beyond 10 kB; what is more fails to be written, as on a full disk."""
+    """No file of this process grows beyond 10 kB; what is more fails to be written, as on a full disk.
+
+    No fixture: pytest writes its dot before a fixture ends, and its own output may be a file.
+    """
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, former[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 def write_zip(file):
@@ -98,10 +104,11 @@ def write_zip(file):
         lambda file: file.write(bytes(100_000)),
     ],
 )
-def test_a_full_disk_is_named_whatever_the_library_makes_of_it(tmp_path, full_disk, write):
+def test_a_full_disk_is_named_whatever_the_library_makes_of_it(tmp_path, write):
     """torch.save turns the file's own error into a RuntimeError about a position."""
     (tmp_path / "a.pth").write_bytes(b"former")
-    with pytest.raises(UserError, match=r"cannot write .*a\.pth: .*File too large; the former file is kept"):
+    message = r"cannot write .*a\.pth: .*File too large; the former file is kept"
+    with full_disk(), pytest.raises(UserError, match=message):
         write_atomically(tmp_path / "a.pth", write)
     assert names(tmp_path) == ["a.pth"] and (tmp_path / "a.pth").read_bytes() == b"former"
 

@@ -5,10 +5,16 @@ import logging
 import pytest
 
 from d3still.config import get_cfg, load_config
+from d3still.config.coerce import SWITCHES_WITH_AUTO
 from d3still.config.sections import known_rules
 from d3still.errors import UserError
 
-TEXTS = [key for key in known_rules() if get_cfg().flat()[key] in known_rules()[key].meaning.split(" | ")]
+DEFAULTS = get_cfg().flat()
+TEXTS = [
+    key
+    for key, rule in known_rules().items()
+    if key not in SWITCHES_WITH_AUTO and DEFAULTS[key] in rule.meaning.split(" | ")
+]
 
 
 @pytest.fixture

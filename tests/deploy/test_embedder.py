@@ -154,7 +154,7 @@ def test_grey_transparent_and_turned_images_are_read_as_files_are(embed, tmp_pat
         (np.zeros((30, 40, 3), np.int32), "uint8 or floating numbers 0 … 1, not int32"),
         (np.zeros((30, 40, 3), bool), "not bool"),
         (np.full((30, 40, 3), 200.0), r"must lie in 0 … 1, not 200 … 200; pass pixels 0 … 255 as uint8"),
-        (torch.randn(3, 30, 40), "must lie in 0 … 1.*no normalised images"),
+        (torch.linspace(-2, 2, 3600).reshape(3, 30, 40), "must lie in 0 … 1.*no normalised images"),
         (np.full((30, 40, 3), np.nan), "must lie in 0 … 1"),
         (np.zeros((0, 40, 3), np.uint8), "holds no pixel"),
         (np.zeros((0, 40), np.uint8), "holds no pixel"),
