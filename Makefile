@@ -30,12 +30,15 @@ serve-demo: $(VENV)/.serve
 	$(BIN)/python tools/index_net.py build --weights $(DEMO_RUN)/last.pth --out $(SEARCH)/gallery.index --overwrite
 	$(BIN)/python tools/serve_net.py --index $(SEARCH)/gallery.index --weights $(SEARCH)/query-any-size.onnx
 
+# A process a core, one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # Everything that only a GPU can show, at most nine minutes: log/gpu/gpu.md. GPU_PYTHON names an environment of your own.
 GPU_PYTHON ?= $(BIN)/python

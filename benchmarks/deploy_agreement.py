@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d3still.data import Sample, build_dataset
-from d3still.deploy import Embedder, GalleryImage, GalleryIndex, IndexBuilder, export_network
+from d3still.deploy import Embedder, GalleryIndex, IndexBuilder, export_network
 from d3still.deploy.embedder import embed_images
 from d3still.deploy.listing import list_images
 from d3still.errors import UserError
@@ -93,8 +93,8 @@ def first_answers(
     Junk, and with ``EXCLUDE_SAME_CAMERA`` images of the query's own identity and camera, are passed over.
     """
     own_camera = rules["EXCLUDE_SAME_CAMERA"]
-    labels = dict(zip(list_images(gallery), gallery, strict=True))
-    rows = [labels[GalleryImage(*image)] for image in index.images]
+    labels = {(image.path, image.box): sample for image, sample in zip(list_images(gallery), gallery, strict=True)}
+    rows = [labels[image.path, image.box] for image in index.images]
     same = Counter((sample.identity, sample.camera) for sample in rows) if own_camera else Counter()
     passed_over = sum(sample.identity == JUNK for sample in rows) + max(same.values(), default=0)
     scores, positions = index.search_features(features, passed_over + 2)

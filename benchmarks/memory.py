@@ -13,29 +13,29 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from d3still.engine.step_memory import CONTEXT, GIB, SLACK, Setting, estimated_peak, networks_of, per_image, step
+from d3still.engine.step_memory import CONTEXT, GIB, SLACK, StepShape, estimated_peak, networks_of, per_image, step
 
 CARD = 24.0  # GiB
 
 
 #: The four pairs of the published VeRi-776 table, and for comparison a published one with Swin.
 PAIRS = (
-    Setting("ResNet101", 256, "ResNet18", 128, 256),
-    Setting("ResNet101", 384, "ResNet18", 128, 128),
-    Setting("ResNet101", 256, "MobileNetV3_Small", 128, 256),
-    Setting("ResNet101_ibn_a", 256, "ResNet18", 128, 256),
-    Setting("Swin_Transformer_V2_Small", 256, "ResNet18", 64, 128),
+    StepShape("ResNet101", 256, "ResNet18", 128, 256),
+    StepShape("ResNet101", 384, "ResNet18", 128, 128),
+    StepShape("ResNet101", 256, "MobileNetV3_Small", 128, 256),
+    StepShape("ResNet101_ibn_a", 256, "ResNet18", 128, 256),
+    StepShape("Swin_Transformer_V2_Small", 256, "ResNet18", 64, 128),
 )
 #: Small enough for a CPU, large enough that activations outweigh the weights.
 CHECKED = (
-    Setting("ResNet18", 128, "ResNet18", 64, 24, triplet_batch=12),
-    Setting("ResNet50", 128, "MobileNetV3_Small", 64, 12, triplet_batch=6),
-    Setting("ResNet50_ibn_a", 96, "ResNet18", 64, 12, triplet_batch=6),
-    Setting("Swin_Transformer_V2_Tiny", 128, "ResNet18", 64, 8, triplet_batch=4),
+    StepShape("ResNet18", 128, "ResNet18", 64, 24, triplet_batch=12),
+    StepShape("ResNet50", 128, "MobileNetV3_Small", 64, 12, triplet_batch=6),
+    StepShape("ResNet50_ibn_a", 96, "ResNet18", 64, 12, triplet_batch=6),
+    StepShape("Swin_Transformer_V2_Tiny", 128, "ResNet18", 64, 8, triplet_batch=4),
 )
 
 
-def measured_peak(setting: Setting) -> int:
+def measured_peak(setting: StepShape) -> int:
     """Bytes that the CPU allocator had handed out at the fullest moment of the real step."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step(*networks_of(setting), setting)
@@ -47,7 +47,7 @@ def measured_peak(setting: Setting) -> int:
     return peak
 
 
-def variants(setting: Setting) -> list[Setting]:
+def variants(setting: StepShape) -> list[StepShape]:
     """Both precisions, each with and without recomputation."""
     return [
         setting._replace(dtype=dtype, recompute=recompute)

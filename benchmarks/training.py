@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from d3still.config import load_config
 from d3still.distillers import Distiller
 from d3still.engine import Trainer, choose_precision
-from d3still.engine.distributed import Ranks, choose_device
+from d3still.engine.distributed import Rank, choose_device
 from d3still.engine.run import peak_memory
 from d3still.engine.setup import Data, build_distiller, open_dataset
 from d3still.engine.step import compute_gradients, update
@@ -69,8 +69,8 @@ def make_trainer(path, precision_name, settings):
     dataset = open_dataset(cfg)
     distiller = build_distiller(cfg, dataset.num_classes).to(device, memory_format=torch.channels_last)
     folder = RunFolder(Path(tempfile.mkdtemp()))
-    data = Data(cfg, dataset, Ranks(), device)
-    return Trainer(cfg, distiller, data, folder, choose_precision(precision_name, device), Ranks(), device)
+    data = Data(cfg, dataset, Rank(), device)
+    return Trainer(cfg, distiller, data, folder, choose_precision(precision_name, device), Rank(), device)
 
 
 def measure(path, precision_name, steps, settings):

@@ -19,7 +19,7 @@ from d3still.engine.precision import Precision
 from d3still.engine.recomputation import Recomputation
 from d3still.engine.signals import Preempted
 from d3still.engine.step import compute_gradients, update
-from d3still.engine.step_memory import GIB, Setting, estimated_peak, images_that_fit
+from d3still.engine.step_memory import GIB, StepShape, estimated_peak, images_that_fit
 from d3still.evaluation import evaluate_ranking
 from d3still.modeling import build_model
 from d3still.modeling.inference import exact_inference
@@ -181,7 +181,7 @@ def test_embedding_goes_on_in_parts_under_a_memory_cap():
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_peak_is_the_estimate_of_the_page(recompute):
     """docs/memory.md: within a tenth, which kernels' workspaces are."""
-    setting = Setting("ResNet50", 128, "ResNet18", 64, 64, recompute=recompute, triplet_batch=32)
+    setting = StepShape("ResNet50", 128, "ResNet18", 64, 64, recompute=recompute, triplet_batch=32)
     from d3still.engine.step_memory import networks_of, step
 
     learner, frozen = (network.to(CUDA) for network in networks_of(setting))

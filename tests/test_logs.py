@@ -46,6 +46,14 @@ def test_a_log_file_that_cannot_be_opened_is_named(tmp_path):
             pass
 
 
+def test_a_run_resumed_within_the_second_keeps_its_curves(tmp_path):
+    for step in range(3):
+        board = Board(tmp_path)
+        board.scalars({"loss": 1.0}, step)
+        board.close()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3
+
+
 def test_a_full_disk_costs_curves_and_not_the_run(tmp_path, caplog):
     """Once the writing thread had died of it, the eleventh event waited for ever."""
     resource = pytest.importorskip("resource")

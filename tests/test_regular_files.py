@@ -50,7 +50,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, read, make):
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 def test_a_name_that_no_file_can_have(tmp_path, read):
-    with pytest.raises(UserError, match=r"no file can have this name|does not exist|there is no checkpoint|holds a NUL"):
+    with pytest.raises(UserError, match=r"no file can have|does not exist|there is no checkpoint|holds a NUL"):
         read(tmp_path / "a\0b.png")
 
 

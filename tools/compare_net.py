@@ -74,7 +74,7 @@ def main() -> int:
     args, settings = parse()
 
     from d3still.engine.events import logging_to
-    from d3still.engine.testing import embed
+    from d3still.engine.finished_run import embed
     from d3still.plans.execute import carry_out, plan_text
     from d3still.plans.training import Training
     from d3still.reporting.comparison import compare

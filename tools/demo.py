@@ -42,8 +42,8 @@ def run_stage(name: str, title: str) -> tuple[Path, dict[str, Any]]:
 
 def query_alone(cfg: Config) -> dict[str, float]:
     """A run's query network on both sides, all images at its size: what asymmetric retrieval is to beat."""
+    from d3still.engine.finished_run import open_run
     from d3still.engine.retrieval import evaluate
-    from d3still.engine.testing import open_run
 
     with open_run(cfg) as run:
         run.data.sizes = replace(run.data.sizes, gallery_test=run.data.sizes.query_test)

@@ -49,9 +49,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Merge, evaluate, print, save."""
     args = parse()
+    from d3still.engine.finished_run import open_run
     from d3still.engine.merging import merged_galleries
     from d3still.engine.retrieval import evaluate
-    from d3still.engine.testing import open_run
     from d3still.runs.checkpoint import network_state, save_checkpoint
 
     cfg = load_config(args.config_file, args.opts)

@@ -19,7 +19,7 @@ from d3still.errors import UserError
 
 if TYPE_CHECKING:
     from d3still.deploy.runners import OnnxNetwork
-    from d3still.engine.testing import LoadedRun
+    from d3still.engine.finished_run import LoadedRun
     from d3still.evaluation import RankingResult
 
 COLUMNS = ("mAP", "mINP", "R1", "R5", "R10")
@@ -84,7 +84,7 @@ def main() -> None:
     if args.features:
         results = rank_files(args.features, args.opts)
     else:
-        from d3still.engine.testing import test
+        from d3still.engine.finished_run import test
 
         results = test(load_config(args.config_file, args.opts), exported(args.query_onnx)).results
     if os.environ.get("RANK", "0") == "0":  # of several ranks one prints

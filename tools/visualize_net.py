@@ -51,7 +51,7 @@ def main() -> None:
     args, settings = parse()
 
     from d3still.engine.events import logging_to
-    from d3still.engine.testing import embed
+    from d3still.engine.finished_run import embed
     from d3still.evaluation.lists import rank, with_excluded
     from d3still.reporting.choose import choose
     from d3still.reporting.pictures import ranked_list_picture, save_picture

@@ -14,7 +14,7 @@ from d3still.deploy.kinds import KINDS, IndexOptions
 from d3still.deploy.listing import GalleryImage
 from d3still.deploy.network_files import open_network, open_networks, read_safetensors
 from d3still.deploy.page import write_page
-from d3still.deploy.ranks import Ranks, torchrun_ranks
+from d3still.deploy.torchrun import Ranks, torchrun_ranks
 
 __all__ = [
     "KINDS",

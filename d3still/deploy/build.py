@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from d3still.deploy.embedder import Embedded, Embedder, embed_images
+from d3still.deploy.embedder import EmbeddedBatch, Embedder, embed_images
 from d3still.deploy.extras import require
 from d3still.deploy.gallery import Gallery, header_of
 from d3still.deploy.index import GalleryIndex
 from d3still.deploy.index_file import read_header, write_faiss
 from d3still.deploy.kinds import IndexOptions, add, new_index, train
 from d3still.deploy.listing import GalleryImage, absolute, list_images, stamps_of
-from d3still.deploy.ranks import Ranks
 from d3still.deploy.recall import held_out, recall_queries
 from d3still.deploy.store import PART, TRAINED, FeatureStore, Key, keyed
+from d3still.deploy.torchrun import Ranks
 from d3still.errors import UserError
 from d3still.files import write_atomically
 
@@ -337,7 +337,7 @@ class _Pending:
         """How long that was ago."""
         return time.monotonic() - self._since
 
-    def add(self, listed: Listed, batch: Embedded) -> None:
+    def add(self, listed: Listed, batch: EmbeddedBatch) -> None:
         """Keep a batch of ``listed`` for the next saving."""
         self._keys += [listed[position][1] for position in batch.positions]
         self._features.append(batch.features)

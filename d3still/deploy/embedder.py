@@ -112,7 +112,7 @@ class Embedder:
         return resize(image_pixels(image), self.description.size)
 
 
-class Embedded(NamedTuple):
+class EmbeddedBatch(NamedTuple):
     """What came of a batch of images.
 
     Attributes:
@@ -126,7 +126,7 @@ class Embedded(NamedTuple):
     unreadable: dict[int, str]
 
 
-def embed_images(embedder: Embedder, images: Sequence[GalleryImage], num_workers: int = 0) -> Iterator[Embedded]:
+def embed_images(embedder: Embedder, images: Sequence[GalleryImage], num_workers: int = 0) -> Iterator[EmbeddedBatch]:
     """Features of all images in order, a batch at a time.
 
     Args:
@@ -152,7 +152,7 @@ def embed_images(embedder: Embedder, images: Sequence[GalleryImage], num_workers
             unreadable = {position: _why(images[position]) for position in sorted(set(asked) - set(positions))}
             features = embedder.embed_pixels(batch.pixels) if positions else embedder.no_features()
             finite(features, [images[position].path for position in positions])
-            yield Embedded(positions, features, unreadable)
+            yield EmbeddedBatch(positions, features, unreadable)
     finally:
         loader.close()
 

@@ -15,7 +15,7 @@ import numpy as np
 from d3still.deploy.embedder import Embedder, embed_images
 from d3still.deploy.gallery import Gallery, Match, header_of
 from d3still.deploy.index_file import load_index_file, save_index_file
-from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, remove, train, without
+from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, remove, stored_features, train, without
 from d3still.deploy.listing import UNKNOWN, GalleryImage, Stamp, list_images, stamps_of
 from d3still.deploy.recall import Queries, held_out, recall_queries, tune
 from d3still.errors import UserError
@@ -239,14 +239,16 @@ class GalleryIndex(Gallery):
         topk = min(topk, len(self.images))
         if passed_over is None or not len(passed_over):
             return self.index.search(features, topk)
-        return self.index.search(features, topk, params=without(self.index, passed_over))
+        # faiss.contrib.torch_utils, which pytorch-metric-learning imports, takes `search` over and knows no `params`.
+        search = getattr(self.index, "search_numpy", self.index.search)
+        return search(features, topk, params=without(self.index, passed_over))
 
     def features(self) -> np.ndarray:
         """Features (N, D) of all images, in the order of ``images``; of an "ivfpq" index what its codes tell."""
         if not hasattr(self.index, "make_direct_map"):
-            return self.index.reconstruct_n(0, len(self.images))
+            return stored_features(self.index)
         self.index.make_direct_map(True)  # lists know who is in them, but not who is where
-        features = self.index.reconstruct_n(0, len(self.images))
+        features = stored_features(self.index)
         self.index.make_direct_map(False)
         return features
 

@@ -102,7 +102,7 @@ def remove(index: Any, rows: np.ndarray) -> Any:
     faiss = require("faiss", "an index")
     kept = np.setdiff1d(np.arange(index.ntotal), rows, assume_unique=True)
     if hasattr(index, "hnsw"):
-        rest = index.reconstruct_n(0, index.ntotal)[kept]
+        rest = stored_features(index)[kept]
         effort = index.hnsw.efSearch
         index = new_index(IndexOptions("hnsw"), index.d, len(kept))
         index.hnsw.efSearch = effort
@@ -115,6 +115,11 @@ def remove(index: Any, rows: np.ndarray) -> Any:
             numbers = faiss.rev_swig_ptr(index.invlists.get_ids(number), length)  # a view: the list itself
             numbers[:] = np.searchsorted(kept, numbers)
     return index
+
+
+def stored_features(index: Any) -> np.ndarray:
+    """Features (N, D) in the order of their numbers; FAISS gives tensors once its torch_utils is imported."""
+    return np.asarray(index.reconstruct_n(0, index.ntotal))
 
 
 def without(index: Any, rows: np.ndarray) -> Any:

@@ -21,7 +21,7 @@ LOST_PEER = ("gloo", "nccl", "connection", "peer")  # words of the errors that a
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Rank:
     """This process among those started by torchrun; a run without torchrun is rank 0 of 1."""
 
     rank: int = 0
@@ -29,7 +29,7 @@ class Ranks:
     local_rank: int = 0
 
     @classmethod
-    def from_environment(cls) -> Ranks:
+    def from_environment(cls) -> Rank:
         """As torchrun says it to the processes that it starts."""
         variables = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
         return cls(*(int(os.environ.get(name, default)) for name, default in variables))
@@ -64,9 +64,9 @@ def choose_device(wanted: str, device_id: str, local_rank: int, world_size: int)
 
 
 @contextmanager
-def process_group(wanted_device: str, device_id: str = "0") -> Iterator[tuple[Ranks, torch.device]]:
+def process_group(wanted_device: str, device_id: str = "0") -> Iterator[tuple[Rank, torch.device]]:
     """Join the processes that torchrun started, NCCL on GPUs and gloo on CPUs, and leave them again."""
-    ranks = Ranks.from_environment()
+    ranks = Rank.from_environment()
     device = choose_device(wanted_device, device_id, ranks.local_rank, ranks.world_size)
     if ranks.world_size == 1:
         yield ranks, device

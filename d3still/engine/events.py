@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -91,8 +92,9 @@ class Board:
     def __init__(self, folder: Path | None, purge_step: int | None = None) -> None:
         self._writer = None
         if folder is not None:
+            suffix = f".{time.time_ns()}"  # the writer's own names tell seconds: a run resumed at once would begin anew
             try:
-                self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+                self._writer = SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=suffix)
             except OSError as error:
                 raise UserError(f"cannot write to {folder}: {error.strerror}; free some space") from error
             _forgive(self._writer.file_writer.event_writer._ev_writer, folder)

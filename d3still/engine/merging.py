@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from yacs.config import CfgNode
 
+from d3still.engine.finished_run import LoadedRun
 from d3still.engine.setup import previous_stage
-from d3still.engine.testing import LoadedRun
 from d3still.modeling import load_weights
 
 

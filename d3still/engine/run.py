@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from d3still import __version__
 from d3still.config import run_dir
 from d3still.data import RetrievalDataset
-from d3still.engine.distributed import Ranks, from_main, process_group
+from d3still.engine.distributed import Rank, from_main, process_group
 from d3still.engine.events import logging_to
 from d3still.engine.precision import choose_precision
 from d3still.engine.query_accuracy import say_query_accuracy
@@ -95,7 +95,7 @@ def _prepare(
     folder: RunFolder,
     dataset: RetrievalDataset,
     saved: dict[str, Any] | None,
-    ranks: Ranks,
+    ranks: Rank,
     device: torch.device,
 ) -> Trainer:
     """Everything that can fail for a reason the user can mend, before anything is written."""

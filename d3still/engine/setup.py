@@ -24,7 +24,7 @@ from d3still.data import (
     test_loader,
 )
 from d3still.distillers import DISTILLERS, Distiller
-from d3still.engine.distributed import Ranks
+from d3still.engine.distributed import Rank
 from d3still.errors import UserError
 from d3still.evaluation.labels import match
 from d3still.modeling import build_model, load_imagenet_weights, load_weights, read_weights
@@ -77,7 +77,7 @@ def require_batches(cfg: CfgNode, dataset: RetrievalDataset) -> None:
     plain = cfg.clone()
     plain.defrost()
     plain.DATALOADER.CACHE = "none"  # nothing is decoded
-    data = Data(plain, dataset, Ranks(), torch.device("cpu"))
+    data = Data(plain, dataset, Rank(), torch.device("cpu"))
     data.identity()
     if stage_of(cfg) > 0:
         data.pairs()
@@ -223,7 +223,7 @@ class Sizes:
 class Data:
     """Loaders of one run over one dataset, sharing decoded images where ``DATALOADER.CACHE`` says so."""
 
-    def __init__(self, cfg: CfgNode, dataset: RetrievalDataset, ranks: Ranks, device: torch.device) -> None:
+    def __init__(self, cfg: CfgNode, dataset: RetrievalDataset, ranks: Rank, device: torch.device) -> None:
         self.cfg, self.dataset, self.ranks = cfg, dataset, ranks
         self.sizes = Sizes.of(cfg)
         self.normalize = Normalizer(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)

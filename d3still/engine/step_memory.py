@@ -34,7 +34,7 @@ CONTEXT, SLACK = 0.7, 1.1
 Size = int | tuple[int, int]
 
 
-class Setting(NamedTuple):
+class StepShape(NamedTuple):
     """One step of stage 2 or, with ``learner="query"``, of stage 1; without pairs, of stage 0.
 
     Sizes are (height, width), or one number for both. A bfloat16 step is an autocast one.
@@ -79,7 +79,7 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def estimated_peak(setting: Setting) -> int:
+def estimated_peak(setting: StepShape) -> int:
     """Bytes alive at the fullest moment of the step, by fake tensors."""
     with torch.device("meta"):
         networks = networks_of(setting)
@@ -89,14 +89,14 @@ def estimated_peak(setting: Setting) -> int:
     return live.peak
 
 
-def networks_of(setting: Setting) -> tuple[RetrievalModel, RetrievalModel]:
+def networks_of(setting: StepShape) -> tuple[RetrievalModel, RetrievalModel]:
     """The network that learns and the one that does not."""
     names = (setting.gallery, setting.query) if setting.learner == "gallery" else (setting.query, setting.gallery)
     learner = build_model(names[0], setting.classes, checkpoint_activations=setting.recompute).train()
     return learner, build_model(names[1], setting.classes).eval().requires_grad_(False)
 
 
-def step(learner: RetrievalModel, frozen: RetrievalModel, setting: Setting) -> None:
+def step(learner: RetrievalModel, frozen: RetrievalModel, setting: StepShape) -> None:
     """Forward on the triplets and on both views of the pairs, one loss, one backward, with SGD's momentum.
 
     The loss stands for all of them: what they keep is small beside the activations, but for RKD's B³
@@ -120,7 +120,7 @@ def step(learner: RetrievalModel, frozen: RetrievalModel, setting: Setting) -> N
     del momentum
 
 
-def per_image(setting: Setting) -> tuple[float, float]:
+def per_image(setting: StepShape) -> tuple[float, float]:
     """(fixed bytes, bytes an image) of the line through the peaks at the setting's batches and at half."""
     half = setting._replace(pair_batch=setting.pair_batch // 2, triplet_batch=setting.triplet_batch // 2)
     images = [s.pair_batch + s.triplet_batch for s in (half, setting)]
@@ -129,18 +129,18 @@ def per_image(setting: Setting) -> tuple[float, float]:
     return high - slope * images[1], slope
 
 
-def images_that_fit(setting: Setting, memory: float) -> int:
+def images_that_fit(setting: StepShape, memory: float) -> int:
     """Triplet and pair images together that a device of ``memory`` bytes holds: docs/memory.md's formula."""
     fixed, image = per_image(setting)
     return max(0, int(((memory - CONTEXT * GIB) / SLACK - fixed) / image))
 
 
-def setting_of(cfg: CfgNode, distiller: Distiller, precision: Precision, recompute: bool = True) -> Setting:
+def setting_of(cfg: CfgNode, distiller: Distiller, precision: Precision, recompute: bool = True) -> StepShape:
     """The step of a run, as `estimated_peak` takes it."""
     d, i = cfg.DISTILLER, cfg.INPUT
     alone = distiller.query is None
     high = i.TEACHER_SIZE_TRAIN if not alone else i.STUDENT_SIZE_TRAIN
-    return Setting(
+    return StepShape(
         d.TEACHER_NAME if not alone else d.STUDENT_NAME,
         tuple(high),
         d.STUDENT_NAME,
@@ -170,7 +170,7 @@ def does_not_fit(cfg: CfgNode, distiller: Distiller, precision: Precision, devic
     return f"{text}; {advice}lower {', '.join(keys)}"
 
 
-def _by_the_formula(setting: Setting, memory: float) -> str:
+def _by_the_formula(setting: StepShape, memory: float) -> str:
     try:
         images = images_that_fit(setting, memory)
     except Exception:  # a user's own network may do what fake tensors cannot: the advice holds without the number

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from d3still.config import dump_config
 from d3still.data import ImageBatch, PairBatch
 from d3still.distillers import Distiller, Pair
-from d3still.engine.distributed import Agreement, Ranks, gather_lists, share_buffers
+from d3still.engine.distributed import Agreement, Rank, gather_lists, share_buffers
 from d3still.engine.events import Board, progress_bar
 from d3still.engine.meter import Meter
 from d3still.engine.precision import Precision
@@ -56,7 +56,7 @@ class Trainer:
         data: Data,
         folder: RunFolder,
         precision: Precision,
-        ranks: Ranks,
+        ranks: Rank,
         device: torch.device,
         saved: dict[str, Any] | None = None,
     ) -> None:

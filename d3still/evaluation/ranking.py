@@ -18,7 +18,7 @@ from d3still.evaluation.arrays import as_features, as_tensor, check_finite
 from d3still.evaluation.labels import Matches, match
 from d3still.evaluation.ranks import Scores, rank, ranked_lists
 from d3still.evaluation.results import RankingResult
-from d3still.evaluation.similarity import make_similarity
+from d3still.evaluation.scores import make_similarity
 
 _ROUNDING = 2.0**-22  # of two distances, of the largest's size at most, to float32
 

@@ -11,7 +11,7 @@ from d3still.data import Sample
 from d3still.deploy import GalleryImage, GalleryIndex, IndexOptions
 from d3still.deploy.kinds import new_index
 from d3still.deploy.runners import OnnxNetwork
-from d3still.engine.testing import test as evaluate_run
+from d3still.engine.finished_run import test as evaluate_run
 from d3still.errors import UserError
 from d3still.evaluation import evaluate_ranking
 from tests.deploy.small import make_network, needs

@@ -1,5 +1,6 @@
 """The index answers as exact arithmetic does, knows whose features it holds, and its file is whole or refused."""
 
+import importlib
 import json
 import sys
 
@@ -199,6 +200,16 @@ def test_a_lone_query_network_is_let_in_with_a_warning(index, run, tmp_path, cap
     embedder = Embedder.from_checkpoint(tmp_path / "student.pth", "query", config=make_config())
     assert len(index.search(embedder, picture(1), topk=3)) == 3
     assert "its file does not tell" in caplog.text
+
+
+def test_torch_in_faiss_changes_no_answer(gallery, many):
+    """pytorch-metric-learning imports FAISS's torch_utils, which replaces methods of every index of the process."""
+    features = unit(600)
+    index = GalleryIndex.build(FakeEmbedder(gallery, features), many, IndexOptions("exact"))
+    importlib.import_module("faiss.contrib.torch_utils")
+    assert np.array_equal(index.features(), features) and isinstance(index.features(), np.ndarray)
+    _, found = index.search_features(features[:2], 3, np.array([0]))
+    assert found[1, 0] == 1 and 0 not in found
 
 
 @pytest.mark.parametrize("kind", KINDS)

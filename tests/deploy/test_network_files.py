@@ -94,7 +94,7 @@ def test_a_published_file_needs_a_config(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": "A: ["}, "its config cannot be read"),
+        ({"config": "A: ["}, "not valid YAML"),
         ({"config": "A: 1"}, "lacks the sections"),
         ({"config": "{DISTILLER: {TYPE: ACD}, INPUT: {}, TEST: {}}"}, "lacks the key"),
         ({"config": dump_config(make_config(name="ResNet18"))}, r"does not fit ResNet18"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from d3still.config import load_config
-from d3still.engine.testing import test as evaluate_run
+from d3still.engine.finished_run import test as evaluate_run
 from tests.engine import two_ranks
 from tests.tiny import REPOSITORY, overrides, picture, stage_settings
 

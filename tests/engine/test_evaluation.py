@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from d3still.config import load_config
-from d3still.engine.distributed import Ranks
+from d3still.engine.distributed import Rank
 from d3still.engine.retrieval import evaluate
 from d3still.engine.setup import Data, open_dataset
 from d3still.modeling import ModelOutput
@@ -50,7 +50,7 @@ class Spy(nn.Module):
 
 def evaluated(veri, stage, query, gallery):
     cfg = load_config(REPOSITORY / f"configs/veri/{stage}.yaml", overrides(veri, "log", **SIZES))
-    data = Data(cfg, open_dataset(cfg), Ranks(), CPU)
+    data = Data(cfg, open_dataset(cfg), Rank(), CPU)
     return evaluate(cfg, data, query, gallery, CPU)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d3still.config import load_config
-from d3still.engine.step_memory import GIB, Setting, images_that_fit
+from d3still.engine.step_memory import GIB, StepShape, images_that_fit
 from d3still.errors import UserError
 from d3still.modeling import RetrievalModel
 from d3still.runs.checkpoint import load_checkpoint
@@ -86,7 +86,7 @@ def test_other_errors_of_a_step_are_not_taken_for_a_full_memory(chain, run_stage
 def test_what_fits_is_the_number_of_the_page(monkeypatch):
     """docs/memory.md: in float32, ResNet101 at 384 takes 385 MiB and 127.5 MiB an image; 24 GiB hold 167 images."""
     monkeypatch.setattr("d3still.engine.step_memory.per_image", lambda setting: (385 * 2**20, 127.5 * 2**20))
-    assert images_that_fit(Setting("ResNet101", 384, "ResNet18", 128, 128, recompute=True), 24 * GIB) == 167
+    assert images_that_fit(StepShape("ResNet101", 384, "ResNet18", 128, 128, recompute=True), 24 * GIB) == 167
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import torch
 
 from d3still.config import load_config
 from d3still.distillers import Pair
+from d3still.engine.finished_run import test as evaluate_run
 from d3still.engine.query_accuracy import say_query_accuracy
 from d3still.engine.setup import build_distiller, load_start_weights
-from d3still.engine.testing import test as evaluate_run
 from d3still.engine.trainer import Trainer
 from d3still.errors import UserError
 from d3still.runs.checkpoint import load_checkpoint, network_state, save_checkpoint

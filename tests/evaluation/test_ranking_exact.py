@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from d3still.evaluation import evaluate_distances, evaluate_ranking, ranks
-from d3still.evaluation.similarity import make_similarity
+from d3still.evaluation.scores import make_similarity
 from tests.evaluation.naive import naive_ranking
 
 # --- ties --------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_chunks_change_nothing(monkeypatch, metric):
     for block, group in ((1, 1), (2800, 900), (400 * 64, 400 * 7)):
         monkeypatch.setattr(ranks, "_BLOCK", block)
         monkeypatch.setattr(ranks, "_GROUP", group)
-        monkeypatch.setattr("d3still.evaluation.similarity._ROWS_AT_ONCE", 33)
+        monkeypatch.setattr("d3still.evaluation.scores._ROWS_AT_ONCE", 33)
         cut = evaluate_ranking(query, gallery, *labels, metric=metric, topk=7)
         for name in ("ap", "inp", "first_hit"):
             np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from benchmarks.memory import PAIRS, measured_peak
-from d3still.engine.step_memory import Setting, estimated_peak
+from d3still.engine.step_memory import StepShape, estimated_peak
 
-SMALL = Setting("ResNet18", 64, "MobileNetV3_Small", 32, 16, triplet_batch=8)
+SMALL = StepShape("ResNet18", 64, "MobileNetV3_Small", 32, 16, triplet_batch=8)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

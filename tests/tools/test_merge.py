@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from d3still.config import load_config
+from d3still.engine.finished_run import open_run
+from d3still.engine.finished_run import test as evaluate_run
 from d3still.engine.merging import interpolated, merged_galleries
-from d3still.engine.testing import open_run
-from d3still.engine.testing import test as evaluate_run
 from d3still.runs.checkpoint import load_checkpoint
 from tests.tiny import REPOSITORY, overrides, stage_settings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset
 from d3still.data.datasets.files import some
-from d3still.data.datasets.table import TABLE_SUFFIXES, TRAIN, Row, read_table
+from d3still.data.datasets.table import TABLE_SUFFIXES, TRAIN, TableRow, read_table
 from d3still.errors import UserError
 
 NAME = "csv"
@@ -38,7 +38,7 @@ def csv_file(root: Path, split: str = "test") -> RetrievalDataset:
     return dataset.hold_out() if hold_out else dataset
 
 
-def _records(path: Path, rows: Sequence[Row]) -> dict[str, list[Record]]:
+def _records(path: Path, rows: Sequence[TableRow]) -> dict[str, list[Record]]:
     """The records of each part."""
     parts: dict[str, list[Record]] = {"train": [], "query": [], "gallery": []}
     lines: dict[tuple[str, str], int] = {}

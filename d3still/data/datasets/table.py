@@ -41,7 +41,7 @@ _BOX = ("left", "top", "right", "bottom")
 _BLANK, _YES, _NO = ("", "nan", "none", "null"), ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """An image of a table.
 
     Attributes:
@@ -63,7 +63,7 @@ class Row(NamedTuple):
     box: Box | None
 
 
-def read_table(path: Path, required: Sequence[str] = (PATH, IDENTITY, SPLIT)) -> Iterator[Row]:
+def read_table(path: Path, required: Sequence[str] = (PATH, IDENTITY, SPLIT)) -> Iterator[TableRow]:
     """The rows of a table that are not blank.
 
     Separators are commas, semicolons or tabs, the text UTF-8 or, with its mark, UTF-16; columns may have the names
@@ -122,12 +122,12 @@ def _columns(path: Path, names: Sequence[str], required: Sequence[str]) -> dict[
     return columns
 
 
-def _row(path: Path, line: int, cells: dict[str, str], required: Sequence[str]) -> Row:
+def _row(path: Path, line: int, cells: dict[str, str], required: Sequence[str]) -> TableRow:
     where = f"{path} line {line}"
     for name in required:
         if not cells[name]:
             raise UserError(f"{where}: the {name} is blank")
-    return Row(
+    return TableRow(
         line,
         _image(path.parent, cells[PATH]),
         cells.get(IDENTITY, ""),
