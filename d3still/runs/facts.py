@@ -15,16 +15,19 @@ from d3still.errors import UserError
 
 Tree = Mapping[str, Any]
 
-BASELINE, LONGER, ACD, FINETUNE = "baseline", "longer", "acd", "finetune"
-ACD_UNIFORM, RAHO_ONLY = "acd_uniform", "raho_only"
-VARIANTS = (BASELINE, LONGER, ACD, FINETUNE, ACD_UNIFORM, RAHO_ONLY)
-VARIANT_TITLES = {
-    LONGER: "+ stage 1 continued",
-    ACD: "+ ACD",
-    FINETUNE: "+ fine-tuning only",
-    ACD_UNIFORM: "+ ACD, one learning rate",
-    RAHO_ONLY: "+ RAHO, no logits terms",
+BASELINE, LONGER, ACD, FINETUNE, ACD_UNIFORM = "baseline", "longer", "acd", "finetune", "acd_uniform"
+#: What a variant of stage 2 is: its title, its OPTIMIZER_BUILDER, and which of α, β and the baseline's weight are on.
+STAGE_2 = {
+    ACD: ("+ ACD", "RAHO", (True, True, True)),
+    FINETUNE: ("+ fine-tuning only", "RAHO", (False, False, False)),
+    ACD_UNIFORM: ("+ ACD, one learning rate", "Uniform", (True, True, True)),
+    "raho_only": ("+ RAHO, no logits terms", "RAHO", (False, False, True)),
+    "alpha_only": ("+ ACD without β", "RAHO", (True, False, True)),
+    "beta_only": ("+ ACD without α", "RAHO", (False, True, True)),
+    "logits_only": ("+ ACD without the baseline's loss", "RAHO", (True, True, False)),
 }
+VARIANTS = (BASELINE, LONGER, *STAGE_2)
+VARIANT_TITLES = {LONGER: "+ stage 1 continued", **{name: title for name, (title, _, _) in STAGE_2.items()}}
 LONGER_EPOCHS = 3  # of stage 1 take about as long as one of stage 2, which trains the heavier network
 LONGER_RATE = 0.4  # of stage 1's rate, falling to 0 by a cosine
 SWEEP = "sweep"  # folder below an experiment that holds one run for each value of a sweep
@@ -89,18 +92,12 @@ def variant_of(config: Tree) -> str:
     if stage_of(config) == 1:
         started = PurePosixPath(config["DISTILLER"]["STUDENT_PRETRAIN_PATH"]).name
         return LONGER if started in RUN_WEIGHTS else BASELINE
-    has_logits = bool(config["ACD"]["ALPHA"] or config["ACD"]["BETA"])
     section = section_of(config)
-    has_baseline = section is None or bool(config[section]["KD_WEIGHT"])  # without a weight of its own it has 1
-    builder = config["SOLVER"]["OPTIMIZER_BUILDER"]
-    known = {
-        ("RAHO", True, True): ACD,
-        ("RAHO", False, False): FINETUNE,
-        ("RAHO", False, True): RAHO_ONLY,
-        ("Uniform", True, True): ACD_UNIFORM,
-    }
+    weight = 1.0 if section is None else config[section]["KD_WEIGHT"]  # of its own it has none
+    terms = tuple(bool(factor) for factor in (config["ACD"]["ALPHA"], config["ACD"]["BETA"], weight))
+    made = config["SOLVER"]["OPTIMIZER_BUILDER"], terms
     stem = PurePosixPath(config["OUTPUT_DIR"]["EXPERIMENT_NAME"]).name
-    return known.get((builder, has_logits, has_baseline), stem)
+    return next((name for name, (_, *what) in STAGE_2.items() if tuple(what) == made), stem)
 
 
 def variant_settings(config: Tree, variant: str, uniform_lr: float | None = None) -> dict[str, Any]:
@@ -108,31 +105,34 @@ def variant_settings(config: Tree, variant: str, uniform_lr: float | None = None
 
     Args:
         config: of stage 2.
-        variant: one of `VARIANTS` but the baseline and `LONGER`.
+        variant: one of `STAGE_2`.
         uniform_lr: the one rate of ``acd_uniform``; None takes BASE_LR · γ, the middle of RAHO's three.
 
     Returns:
         SECTION.KEY → value, with the variant's own OUTPUT_DIR.EXPERIMENT_NAME; empty for ``acd``.
 
     Raises:
-        UserError: the fine-tuning control of a baseline without a KD_WEIGHT.
+        UserError: a variant without the loss of a baseline that has no KD_WEIGHT.
     """
     if variant == ACD:
         return {}
-    no_logits = {"ACD.ALPHA": 0.0, "ACD.BETA": 0.0}
-    if variant == ACD_UNIFORM:
+    _, builder, (alpha, beta, baseline) = STAGE_2[variant]
+    settings: dict[str, Any] = {}
+    if builder == "Uniform":
         rate = config["SOLVER"]["BASE_LR"] * config["RAHO"]["GAMMA"] if uniform_lr is None else uniform_lr
-        settings: dict[str, Any] = {"SOLVER.OPTIMIZER_BUILDER": "Uniform", "SOLVER.BASE_LR": rate}
-    elif variant == FINETUNE:
+        settings |= {"SOLVER.OPTIMIZER_BUILDER": builder, "SOLVER.BASE_LR": rate}
+    if not alpha:
+        settings["ACD.ALPHA"] = 0.0
+    if not beta:
+        settings["ACD.BETA"] = 0.0
+    if not baseline:
         section = section_of(config)
         if section is None:
             raise UserError(
-                f"the baseline {baseline_of(config)} has no KD_WEIGHT, which the variant {FINETUNE} sets to 0; "
+                f"the baseline {baseline_of(config)} has no KD_WEIGHT, which the variant {variant} sets to 0; "
                 "register it with defaults={'KD_WEIGHT': 1.0}, or leave the variant out"
             )
-        settings = {f"{section}.KD_WEIGHT": 0.0, **no_logits}
-    else:
-        settings = dict(no_logits)
+        settings[f"{section}.KD_WEIGHT"] = 0.0
     name = config["OUTPUT_DIR"]["EXPERIMENT_NAME"]
     return {**settings, "OUTPUT_DIR.EXPERIMENT_NAME": f"{name}-{variant}"}
 

@@ -7,7 +7,7 @@ import pytest
 from d3still.config import weight_path
 from d3still.errors import UserError
 from d3still.plans.plan import Planner, config_files
-from d3still.runs.facts import variant_of, variant_settings
+from d3still.runs.facts import VARIANT_TITLES, VARIANTS, variant_of, variant_settings
 from tests.tiny import REPOSITORY
 
 EMOJI = REPOSITORY / "configs/emoji"
@@ -79,7 +79,7 @@ def test_configs_outside_the_repository_chain_by_their_names(tmp_path):
 
 
 def test_variants_are_settings_on_the_stage_2_config():
-    variants = ("baseline", "acd", "finetune", "acd_uniform", "raho_only")
+    variants = VARIANTS
     runs = {run.cfg.OUTPUT_DIR.EXPERIMENT_NAME: run.cfg for run in plan(EMOJI / "acd_fitnet.yaml", variants=variants)}
     acd = runs["emoji/acd_fitnet"]
     finetune, uniform, raho = (runs[f"emoji/acd_fitnet-{name}"] for name in ("finetune", "acd_uniform", "raho_only"))
@@ -89,9 +89,13 @@ def test_variants_are_settings_on_the_stage_2_config():
     assert pytest.approx(acd.SOLVER.BASE_LR * acd.RAHO.GAMMA) == uniform.SOLVER.BASE_LR
     assert (uniform.FITNET, uniform.ACD) == (acd.FITNET, acd.ACD), "all terms stay"
     assert (raho.ACD.ALPHA, raho.ACD.BETA) == (0, 0) and raho.FITNET == acd.FITNET and raho.RAHO == acd.RAHO
-    assert len(runs) == 6, "with vanilla and fitnet"
+    for name, terms in {"alpha_only": (0.3, 0, 20), "beta_only": (0, 0.2, 20), "logits_only": (0.3, 0.2, 0)}.items():
+        one = runs[f"emoji/acd_fitnet-{name}"]
+        assert terms == (one.ACD.ALPHA, one.ACD.BETA, one.FITNET.KD_WEIGHT) and one.RAHO == acd.RAHO
+    assert len(runs) == 10, "with vanilla, fitnet and fitnet-longer"
     for name, cfg in runs.items():
         if cfg.DISTILLER.TYPE == "ACD":
+            assert VARIANT_TITLES[variant_of(cfg)]
             assert variant_of(cfg) == name.partition("-")[2] or name == "emoji/acd_fitnet"
 
 
