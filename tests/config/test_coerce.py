@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d3still.config import dump_config, get_cfg
+from d3still.config.coerce import AUTO, SWITCHES_WITH_AUTO
 from d3still.errors import UserError
 
 # (key, text as it stands in a YAML file, meaning)
@@ -130,7 +131,9 @@ def test_what_cannot_be_is_refused(key, value):
         get_cfg().merge_from_list([key, value])
 
 
-def values_for(default):
+def values_for(key, default):
+    if key in SWITCHES_WITH_AUTO:
+        return st.sampled_from([True, False, AUTO])
     if isinstance(default, bool):
         return st.booleans()
     if isinstance(default, int):
@@ -159,7 +162,7 @@ def test_any_config_survives_being_written_and_read(tmp_path_factory, data):
         node = cfg
         for section in sections:
             node = node[section]
-        node[name] = data.draw(values_for(KEYS[key]), label=key)
+        node[name] = data.draw(values_for(key, KEYS[key]), label=key)
     path = tmp_path_factory.mktemp("dump") / "config.yaml"
     path.write_text(dump_config(cfg), encoding="utf-8")
     again = get_cfg()
