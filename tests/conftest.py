@@ -7,7 +7,7 @@ from d3still.config import load_config
 from d3still.engine import train
 from tests.tiny import REPOSITORY, make_veri, overrides, stage_settings
 
-settings.register_profile("repeatable", derandomize=True)  # the same examples every time: a red test is about the change
+settings.register_profile("repeatable", derandomize=True)  # the same examples each time: red is about the change
 settings.load_profile("repeatable")
 
 
