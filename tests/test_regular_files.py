@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,14 @@ import pytest
 from d3still.config import load_config
 from d3still.data import build_dataset, read_image
 from d3still.data.datasets.files import read_lines
+from d3still.deploy import Embedder, GalleryIndex, IndexBuilder
+from d3still.deploy.listing import list_images
+from d3still.deploy.milvus import MilvusGallery
 from d3still.errors import UserError
 from d3still.evaluation.features import load_features
 from d3still.modeling import read_weights
 from d3still.runs.checkpoint import load_checkpoint
+from d3still.runs.folder import RunFolder
 
 READERS = {
     "image": read_image,
@@ -52,6 +57,25 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, read, make):
 def test_a_name_that_no_file_can_have(tmp_path, read):
     with pytest.raises(UserError, match=r"no file can have|does not exist|there is no checkpoint|holds a NUL"):
         read(tmp_path / "a\0b.png")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        load_config,
+        read_weights,
+        lambda path: build_dataset("csv", path),
+        lambda path: RunFolder(Path("run")).resumable(None, path),
+        list_images,
+        Embedder.from_checkpoint,
+        GalleryIndex.load,
+        MilvusGallery.open,
+        lambda path: IndexBuilder(None, path),
+    ],
+)
+def test_a_home_folder_that_nobody_has(read):
+    with pytest.raises(UserError, match=r"'~nosuchuser/x\.yaml' begins with a user who has no home folder here"):
+        read("~nosuchuser/x.yaml")
 
 
 def test_a_damaged_compressed_feature_file_is_one_line(tmp_path):

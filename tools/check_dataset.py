@@ -14,6 +14,7 @@ from pathlib import Path
 
 import _bootstrap
 
+from d3still.files import user_path
 from d3still.text import visible
 
 
@@ -26,7 +27,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--camera-pattern", default="", help="folder: regular expression, group 1 = the camera")
     parser.add_argument("--fast", action="store_true", help="open 500 files instead of all")
     parser.add_argument("--max-pixels", type=int, help="DATALOADER.MAX_PIXELS")
-    parser.add_argument("--sheet", type=Path, help="where the contact sheet goes (default: log/check_NAME.png)")
+    parser.add_argument("--sheet", type=user_path, help="where the contact sheet goes (default: log/check_NAME.png)")
     return parser.parse_args()
 
 
@@ -42,9 +43,10 @@ def main() -> None:
     dataset = build_dataset(
         name, arguments.root, split=arguments.split, camera_pattern=arguments.camera_pattern
     )
-    check = check_dataset(dataset, fast=arguments.fast, max_pixels=arguments.max_pixels or MAX_PIXELS)
+    largest = arguments.max_pixels or MAX_PIXELS
+    check = check_dataset(dataset, fast=arguments.fast, max_pixels=largest)
     sheet = arguments.sheet or Path("log") / f"check_{name}.png"
-    contact_sheet(dataset, sheet)
+    contact_sheet(dataset, sheet, largest)
     print(visible(f"{name} in {arguments.root}"), *map(visible, check.lines), sep="\n")
     print(visible(f"{'contact sheet':<22}{sheet}"))
     for problem in check.problems:

@@ -17,6 +17,7 @@ import _bootstrap
 
 from d3still.config import Config, load_config, user_code
 from d3still.errors import UserError
+from d3still.files import user_path
 from d3still.plans.plan import CONFIG_SUFFIXES, Planner
 from d3still.reporting.words import count, is_whole_number, split_words
 from d3still.runs.facts import ACD, BASELINE, VARIANTS
@@ -36,9 +37,11 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", nargs="+", default=["2024"], help="a run of each stage for every seed")
     parser.add_argument("--variants", nargs="+", default=[BASELINE, ACD], help=f"any of {', '.join(VARIANTS)}")
     parser.add_argument("--uniform-lr", type=float, help="the rate of acd_uniform (default: BASE_LR · γ)")
-    parser.add_argument("--from", dest="log", help="compare the finished runs below a folder; nothing is trained")
+    parser.add_argument(
+        "--from", dest="log", type=user_path, help="compare the finished runs below a folder; nothing is trained"
+    )
     parser.add_argument("--trust", action="store_true", help="run the code that runs below --from FOLDER import")
-    parser.add_argument("--out", help="where to write (default: compare/ in the folder of the runs)")
+    parser.add_argument("--out", type=user_path, help="where to write (default: compare/ in the folder of the runs)")
     parser.add_argument(
         "--queries",
         type=partial(count, least=0),
@@ -86,8 +89,8 @@ def main() -> int:
     planned: dict[Path, Config] = {}
     with logging_to(None):
         if args.log:
-            runs, notes = find_runs(Path(args.log))
-            root = Path(args.log)
+            runs, notes = find_runs(args.log)
+            root = args.log
         else:
             planner = Planner(args.configs, settings)
             planner.add_all([int(seed) for seed in args.seeds], args.variants, args.uniform_lr)
@@ -98,7 +101,7 @@ def main() -> int:
             planned = {outcome.planned.folder: outcome.planned.cfg for outcome in outcomes if outcome.usable}
             runs, notes = read_runs(planned)
             notes += [f"{o.planned.name} {o.state}: {o.reason}" for o in outcomes if not o.usable]
-            root = Path(planner.runs[0].cfg.OUTPUT_DIR.ROOT_PATH)
+            root = user_path(planner.runs[0].cfg.OUTPUT_DIR.ROOT_PATH)
 
         def embed_run(run: Run) -> Embedded:
             return embed(planned.get(run.folder) or config_of(run, settings, args.trust), "AIR")
@@ -106,7 +109,7 @@ def main() -> int:
         comparison = compare(runs, notes)
         if not comparison.rows:
             raise UserError("no run of stage 1 or 2 is finished, so there is nothing to compare")
-        out = Path(args.out) if args.out else root / "compare"
+        out = args.out or root / "compare"
         print(write_comparison(comparison, out, ListStore(embed_run), *args.queries))
     print(visible(out / REPORT))
     return SOME_FAILED if not args.log and notes else 0

@@ -15,6 +15,7 @@ from typing import Any
 import _bootstrap
 
 from d3still.config import REPOSITORY, Config, load_config
+from d3still.text import visible
 
 ROOT = "log/demo"
 STAGES = (
@@ -86,7 +87,8 @@ def main() -> None:
     (rop, before), (acd, after) = results[1:]
     print(report(before, after, query_alone(config("rop"))))
     minutes = (time.perf_counter() - began) / 60
-    print(f"\n{minutes:.1f} minutes. The runs are in {rop.parents[1]}; look at {acd / 'tensorboard'} with TensorBoard.")
+    where = visible(f"The runs are in {rop.parents[1]}; look at {acd / 'tensorboard'} with TensorBoard.")
+    print(f"\n{minutes:.1f} minutes. {where}")
 
 
 if __name__ == "__main__":

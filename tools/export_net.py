@@ -7,12 +7,13 @@ side: that ratio is the reason for asymmetric retrieval.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import _bootstrap
 
 from d3still.config import load_config
+from d3still.files import user_path
+from d3still.text import visible
 
 PARTS, FORMATS = ("query", "gallery"), ("onnx", "safetensors")
 
@@ -20,10 +21,11 @@ PARTS, FORMATS = ("query", "gallery"), ("onnx", "safetensors")
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, type=Path, help="a run's last.pth, or a published weight file")
+    parser.add_argument("--weights", required=True, type=user_path, help="a run's last.pth, or a published weight file")
     parser.add_argument("--part", choices=PARTS, help="which network; left out: query where the file holds one")
     parser.add_argument("--format", choices=FORMATS, default="onnx")
-    parser.add_argument("--out", type=Path, help="a file, or a folder for PART.FORMAT; left out: beside the weights")
+    out = "a file, or a folder for PART.FORMAT; left out: beside the weights"
+    parser.add_argument("--out", type=user_path, help=out)
     parser.add_argument("--config-file", "--cfg", help="the YAML file of published weights, which carry no config")
     switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": True}
     parser.add_argument("--normalize", **switch, help="ONNX: take uint8 pixels and normalise them inside the graph")
@@ -59,7 +61,8 @@ def main() -> None:
             accept_loss=args.accept_loss,
             config=config,
         )
-        print(f"{done.path}: {done.card['name']}, {done.card['bytes'] / 1e6:.1f} MB; model card {done.card_path}")
+        size = f"{done.card['bytes'] / 1e6:.1f} MB"
+        print(visible(f"{done.path}: {done.card['name']}, {size}; model card {done.card_path}"))
         if "differences" in done.card["graph"]:
             found = done.card["graph"]["differences"]
             print(f"checked: onnxruntime differs from PyTorch by at most {max(found.values()):.1e}")
@@ -69,7 +72,8 @@ def main() -> None:
             smaller = found["bytes_float32"] / done.card["bytes"]
             print(f"int8 ({found['way']}): mean cosine {found['mean_cosine']} to float32, {smaller:.1f} times smaller,")
             print(f"      {found['milliseconds']} ms an image instead of {found['milliseconds_float32']} ms")
-            print("      what it costs in mAP: python tools/test_net.py --config-file … --query-onnx " + str(done.path))
+            command = f"python tools/test_net.py --config-file … --query-onnx {done.path}"
+            print("      what it costs in mAP:", visible(command))
         if args.costs:
             print(cost_table(costs(args.weights, args.part, config)))
 

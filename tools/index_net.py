@@ -24,6 +24,7 @@ import _bootstrap
 
 from d3still.config import load_config
 from d3still.errors import UserError
+from d3still.files import user_path
 from d3still.text import visible
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def parse() -> argparse.Namespace:
         command.add_argument("--batch-size", type=int, default=64)
     for command in (build, add, search, info, remove, sync):
         name = "--out" if command is build else "--index"
-        command.add_argument(name, dest="index", type=Path, help="the index file")
+        command.add_argument(name, dest="index", type=user_path, help="the index file")
         add_engine(command)
     for command in (build, add):
         command.add_argument("--images", help="a folder, or a CSV file with a column path; left out: the run's gallery")
@@ -67,7 +68,7 @@ def parse() -> argparse.Namespace:
     remove.add_argument("--identity", nargs="+", default=[], metavar="NAME", help="identities, with all their images")
     sync.add_argument("folder", metavar="DIR")
     search.add_argument("--topk", type=int, default=10)
-    search.add_argument("--html", type=Path, help="also write the answers as a page")
+    search.add_argument("--html", type=user_path, help="also write the answers as a page")
     search.add_argument("images", nargs="+", metavar="IMAGE")
     return parser.parse_args()
 
@@ -82,7 +83,7 @@ def place(args: argparse.Namespace) -> Path:
     """The index file, or what the unfinished build of a gallery in Milvus is named after."""
     if (args.engine == "faiss") != bool(args.index) or (args.engine == "milvus") != bool(args.uri):
         raise UserError("give the index file (--index, build: --out), or --engine milvus with --uri")
-    return args.index or Path("gallery.milvus" if "://" in args.uri else args.uri)
+    return args.index or Path("gallery.milvus" if "://" in args.uri else user_path(args.uri))
 
 
 def opened(args: argparse.Namespace) -> Gallery:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import _bootstrap
 
 from d3still.config import dump_config, load_config
 from d3still.errors import UserError
+from d3still.files import user_path
 from d3still.runs.facts import stage_of
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", "--cfg", required=True, help="the YAML file of a stage-2 run")
     parser.add_argument("--shares", type=numbers, default=SHARES, help="of the way from stage 0 to stage 2: 0,0.5,1")
-    parser.add_argument("--save", type=Path, help="write the network of the one share given")
+    parser.add_argument("--save", type=user_path, help="write the network of the one share given")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
     args = parser.parse_intermixed_args()

@@ -18,6 +18,7 @@ import _bootstrap
 
 from d3still.config import load_config
 from d3still.errors import UserError
+from d3still.files import user_path
 
 if TYPE_CHECKING:
     from d3still.deploy import Embedder, Gallery
@@ -33,14 +34,14 @@ logger = logging.getLogger("d3still.serve")
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--index", type=Path, help="the index file")
+    parser.add_argument("--index", type=user_path, help="the index file")
     parser.add_argument("--engine", choices=("faiss", "milvus"), default="faiss")
     parser.add_argument("--uri", help="of Milvus, instead of an index file: a file, or http://HOST:19530")
-    parser.add_argument("--weights", type=Path, help="the query network: query.onnx, or a run's last.pth")
+    parser.add_argument("--weights", type=user_path, help="the query network: query.onnx, or a run's last.pth")
     parser.add_argument("--part", choices=("query", "gallery"), help="which of its networks")
     parser.add_argument("--config-file", "--cfg", help="the YAML file of published weights")
     parser.add_argument("--samples", help="query images for the page: a folder or CSV; left out: the run's own queries")
-    parser.add_argument("--runtime", type=Path, default=RUNTIME, help="the folder of onnxruntime-web's files")
+    parser.add_argument("--runtime", type=user_path, default=RUNTIME, help="the folder of onnxruntime-web's files")
     parser.add_argument("--host", default="127.0.0.1", help="another one lets other machines in")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-upload", type=int, help="bytes of a request")

@@ -8,11 +8,11 @@ Writes sweep_KEY.png, .pdf, .json and .csv (docs/reporting.md).
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import _bootstrap
 
 from d3still.errors import UserError
+from d3still.files import user_path
 from d3still.reporting.words import is_key, is_whole_number, split_words
 from d3still.text import visible
 
@@ -25,7 +25,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config-file", "--cfg", required=True, help="a stage-2 YAML file")
     parser.add_argument("--over", nargs="+", required=True, metavar=("KEY", "VALUE"), help="the key and its values")
     parser.add_argument("--seeds", nargs="+", default=["2024"], help="a run of each value for every seed")
-    parser.add_argument("--out", help="where to write (default: sweep/ in the experiment's folder)")
+    parser.add_argument("--out", type=user_path, help="where to write (default: sweep/ in the experiment's folder)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is finished, and stop")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's, for all stages")
     args = parser.parse_intermixed_args()
@@ -55,7 +55,7 @@ def main() -> int:
             return 0
         outcomes = carry_out(plan.all_runs, training.train, training.is_finished, training.check)
         sweep = sweeps.read_sweep(plan, {outcome.planned.folder for outcome in outcomes if outcome.usable})
-    out = Path(args.out) if args.out else plan.folder
+    out = args.out or plan.folder
     stem = f"sweep_{args.key}"
     paths = sweeps.save_figure(sweeps.sweep_figure(sweep), out, stem)
     write_files(out, {f"{stem}.json": sweeps.sweep_json(sweep), f"{stem}.csv": sweeps.sweep_csv(sweep)})

@@ -16,6 +16,7 @@ import _bootstrap
 
 from d3still.config import get_cfg, load_config
 from d3still.errors import UserError
+from d3still.files import user_path
 
 if TYPE_CHECKING:
     from d3still.deploy.runners import OnnxNetwork
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument(
         "--features", nargs=2, metavar=("QUERY", "GALLERY"), help="two .npz files with features, ids, cams"
     )
-    parser.add_argument("--query-onnx", type=Path, metavar="FILE", help="an export to test as the query network")
+    parser.add_argument("--query-onnx", type=user_path, metavar="FILE", help="an export to test as the query network")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
     args = parser.parse_intermixed_args()

@@ -8,13 +8,13 @@ python tools/visualize_net.py --config-file configs/emoji/acd_rop.yaml --queries
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import _bootstrap
 
 from d3still.config import load_config, run_dir, weight_path
 from d3still.errors import UserError
+from d3still.files import user_path
 from d3still.reporting.words import count, is_key, split_words
 from d3still.runs.facts import stage_of
 from d3still.text import visible
@@ -36,10 +36,11 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     )
     which.add_argument("--most-improved", type=count, metavar="N", help="the N whose AP rose most over another run")
     which.add_argument("--most-harmed", type=count, metavar="N", help="the N whose AP fell most")
-    parser.add_argument("--over", metavar="FOLDER", help="that other run (default: the stage-1 run ACD started from)")
+    over = "that other run (default: the stage-1 run ACD started from)"
+    parser.add_argument("--over", type=user_path, metavar="FOLDER", help=over)
     parser.add_argument("--protocol", choices=("AIR", "SIR"), default="AIR", help="by which network queries are seen")
     parser.add_argument("--topk", type=count, default=10, help="gallery images of a list")
-    parser.add_argument("--out", help="the picture's file (default: pictures/ in the run's folder)")
+    parser.add_argument("--out", type=user_path, help="the picture's file (default: pictures/ in the run's folder)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
     args = parser.parse_intermixed_args()
     args.queries, more = split_words(args.queries or [], lambda word: not is_key(word))
@@ -62,7 +63,7 @@ def main() -> None:
 
     def other() -> Run:
         if args.over or stage_of(cfg) == 2:
-            return read_run(Path(args.over or weight_path(cfg, cfg.DISTILLER.STUDENT_PRETRAIN_PATH).parent))
+            return read_run(args.over or weight_path(cfg, cfg.DISTILLER.STUDENT_PRETRAIN_PATH).parent)
         raise UserError("this config is not of stage 2, so name the run to compare with: --over FOLDER")
 
     with logging_to(None):
@@ -74,9 +75,10 @@ def main() -> None:
             pairs = zip(lists, choice.places, strict=True)
             lists = [with_excluded(shown, i, embedded, cfg.TEST.TEST_METRIC) for shown, i in pairs]
         run = f"{cfg.OUTPUT_DIR.EXPERIMENT_NAME}, seed {cfg.SOLVER.SEED}, {args.protocol}"
-        picture = ranked_list_picture(lists, embedded.query_size, f"{run}: {choice.what} queries")
+        title = f"{run}: {choice.what} queries"
+        picture = ranked_list_picture(lists, embedded.query_size, title, max_pixels=cfg.DATALOADER.MAX_PIXELS)
     name = f"{args.protocol}_{choice.what.replace(' ', '_')}.png"
-    out = Path(args.out) if args.out else run_dir(cfg) / "pictures" / name
+    out = args.out or run_dir(cfg) / "pictures" / name
     save_picture(picture, out)
     for i, shown in zip(choice.places, lists, strict=True):
         change = "" if choice.gains is None else f" ({100 * choice.gains[i]:+.2f})"

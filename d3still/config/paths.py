@@ -40,7 +40,7 @@ def dataset_name(cfg: Mapping[str, Any]) -> str:
     name, root = cfg["DATASETS"]["NAMES"], cfg["DATASETS"]["ROOT_DIR"]
     if name not in OWN_DATASETS or root == known_defaults()["DATASETS.ROOT_DIR"]:
         return name
-    place = Path(root).expanduser().resolve()
+    place = user_path(root, "DATASETS.ROOT_DIR").resolve()
     return f"{name}/{place.stem if place.suffix.lower() == '.csv' else place.name}"
 
 

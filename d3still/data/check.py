@@ -17,6 +17,8 @@ from d3still.data.datasets import DATASETS, JUNK_IDENTITY, RetrievalDataset, Sam
 from d3still.data.image import MAX_PIXELS, ImageError, read_image
 from d3still.data.sources import usable_cores
 from d3still.data.transforms import resize
+from d3still.files import write_atomically
+from d3still.text import visible
 
 T = TypeVar("T")
 SHORT_NAMES = {"veri": "VeRi776", "msmt": "MSMT17", "cub": "CUB200", "inshop": "InShop", "sop": "SOP"}
@@ -66,8 +68,14 @@ def check_dataset(dataset: RetrievalDataset, *, fast: bool = False, max_pixels: 
     return check
 
 
-def contact_sheet(dataset: RetrievalDataset, path: Path) -> None:
-    """Saves a picture: rows of training identities, then queries each followed by its gallery images."""
+def contact_sheet(dataset: RetrievalDataset, path: Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Saves a picture: rows of training identities, then queries each followed by its gallery images.
+
+    Images that cannot be read, also for their more than ``max_pixels``, are grey.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
     train, query, gallery = map(_by_identity, (dataset.train, dataset.query, dataset.gallery))
     rows = [
         (f"train: identity {train[label][0].name} (label {label})", train[label])
@@ -82,11 +90,10 @@ def contact_sheet(dataset: RetrievalDataset, path: Path) -> None:
     sheet = Image.new("RGB", (SHEET_COLUMNS * THUMB, max(1, len(rows)) * cell), "white")
     draw = ImageDraw.Draw(sheet)
     for row, (caption, samples) in enumerate(rows):
-        draw.text((2, row * cell), caption, fill=_BLACK)
+        draw.text((2, row * cell), visible(caption), fill=_BLACK)
         for column, sample in enumerate(_spread(samples, SHEET_COLUMNS)):
-            sheet.paste(_thumb(sample), (column * THUMB, row * cell + _CAPTION))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, "PNG")
+            sheet.paste(_thumb(sample, max_pixels), (column * THUMB, row * cell + _CAPTION))
+    write_atomically(path, lambda file: sheet.save(file, "PNG"))
 
 
 def _count_lines(dataset: RetrievalDataset) -> list[str]:
@@ -152,9 +159,9 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
     return list(items[::step])
 
 
-def _thumb(sample: Sample) -> Image.Image:
+def _thumb(sample: Sample, max_pixels: int) -> Image.Image:
     try:
-        image = read_image(sample.path, sample.box)
+        image = read_image(sample.path, sample.box, max_pixels)
     except ImageError:
         return Image.new("RGB", (THUMB, THUMB), _GREY)
     height, width = image.shape[1:]

@@ -27,7 +27,7 @@ from d3still.deploy.recall import held_out, recall_queries
 from d3still.deploy.store import PART, TRAINED, FeatureStore, Key, keyed
 from d3still.deploy.torchrun import Ranks
 from d3still.errors import UserError
-from d3still.files import write_atomically
+from d3still.files import user_path, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class IndexBuilder:
     ) -> None:
         if save_every < 1:
             raise UserError(f"features are to be saved every {save_every} images; it must be at least 1")
-        self.embedder, self.out = embedder, Path(out).expanduser()
+        self.embedder, self.out = embedder, user_path(out)
         self.num_workers, self.save_every, self.ranks = num_workers, save_every, ranks or Ranks()
         self.store = FeatureStore.beside(self.out)
         self._opened = opened or (lambda: GalleryIndex.load(self.out))

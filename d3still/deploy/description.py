@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from d3still.errors import UserError
+from d3still.runs.facts import max_pixels_of
 
 PARTS = ("query", "gallery")
 RESIZE_RULE = "bilinear, antialiased, align_corners off, to exactly (height, width), on uint8, rounded to uint8"
@@ -53,6 +54,11 @@ class Description:
     weights_hash: str
     networks: dict[str, str]
     config: dict[str, Any]
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest image that is decoded for it."""
+        return max_pixels_of(self.config)
 
     def embedding(self) -> dict[str, Any]:
         """Everything that decides a feature, as plain values: equal for two networks whose features may mix."""

@@ -22,6 +22,7 @@ from d3still.deploy.network_files import ONNX, SAFETENSORS, open_network
 from d3still.deploy.pixels import image_list, image_pixels
 from d3still.deploy.runners import EmbeddingGraph, Runner, onnx_runner, torch_runner
 from d3still.errors import UserError
+from d3still.files import user_path
 
 BATCH_SIZE = 64
 _MAX_READERS = 8  # threads that decode
@@ -65,7 +66,7 @@ class Embedder:
             UserError: naming the file and what is wrong with it.
         """
         if Path(path).suffix == ONNX:
-            return cls(*onnx_runner(Path(path).expanduser(), part), batch_size)
+            return cls(*onnx_runner(user_path(path), part), batch_size)
         network, description = open_network(path, part, config)
         graph = EmbeddingGraph(network, description, normalize=False, l2=True)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -109,7 +110,7 @@ class Embedder:
                 yield torch.stack(list(pool.map(self._resized, batch)))
 
     def _resized(self, image: Any) -> Tensor:
-        return resize(image_pixels(image), self.description.size)
+        return resize(image_pixels(image, self.description.max_pixels), self.description.size)
 
 
 class EmbeddedBatch(NamedTuple):
@@ -137,6 +138,7 @@ def embed_images(embedder: Embedder, images: Sequence[GalleryImage], num_workers
     Raises:
         UserError: a feature is not finite.
     """
+    most = embedder.description.max_pixels
     samples = [Sample(image.path, 0, 0, image.box) for image in images]
     loader = test_loader(
         samples,
@@ -144,12 +146,13 @@ def embed_images(embedder: Embedder, images: Sequence[GalleryImage], num_workers
         batch_size=embedder.batch_size,
         num_workers=num_workers,
         on_bad_image="skip",
+        max_pixels=most,
     )
     try:
         for number, batch in enumerate(loader.epoch(0)):
             positions = batch.indices.tolist()
             asked = range(number * embedder.batch_size, min((number + 1) * embedder.batch_size, len(images)))
-            unreadable = {position: _why(images[position]) for position in sorted(set(asked) - set(positions))}
+            unreadable = {position: _why(images[position], most) for position in sorted(set(asked) - set(positions))}
             features = embedder.embed_pixels(batch.pixels) if positions else embedder.no_features()
             finite(features, [images[position].path for position in positions])
             yield EmbeddedBatch(positions, features, unreadable)
@@ -168,10 +171,10 @@ def finite(features: np.ndarray, names: Sequence[str]) -> None:
         raise UserError(f"the feature of {names[bad[0]]} is not finite; look for weights of a run that diverged")
 
 
-def _why(image: GalleryImage) -> str:
+def _why(image: GalleryImage, max_pixels: int) -> str:
     """Read an image once more for the reason that it cannot be."""
     try:
-        read_image(image.path, image.box)
+        read_image(image.path, image.box, max_pixels)
     except ImageError as error:
         problem, _, _ = str(error).rpartition("; ")  # the rest is advice for training
         return problem or str(error)

@@ -24,7 +24,7 @@ from d3still.deploy.network_files import METADATA_KEY, ONNX, SAFETENSORS, open_n
 from d3still.deploy.quantize import quantised
 from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, RESIZE_KEY, EmbeddingGraph, onnx_session, sealed
 from d3still.errors import UserError
-from d3still.files import write_atomically, write_text
+from d3still.files import user_path, write_atomically, write_text
 from d3still.modeling.swin import SwinModel
 
 FORMATS, QUANTISED = ("onnx", "safetensors"), ("int8",)
@@ -93,7 +93,7 @@ def export_network(
     if format not in FORMATS:
         raise UserError(f"the format '{format}' is not known; choose {' or '.join(FORMATS)}")
     network, description = open_network(weights, part, config)
-    path = Path(weights).expanduser().parent if out is None else Path(out).expanduser()
+    path = user_path(weights).parent if out is None else user_path(out)
     path = path / f"{description.part}{_SUFFIX[format]}" if path.is_dir() else path
     if path.suffix != _SUFFIX[format]:
         raise UserError(f"{path}: a file of the format {format} must end in {_SUFFIX[format]}; correct --out")

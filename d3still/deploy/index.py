@@ -19,6 +19,7 @@ from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, remove, s
 from d3still.deploy.listing import UNKNOWN, GalleryImage, Stamp, list_images, stamps_of
 from d3still.deploy.recall import Queries, held_out, recall_queries, tune
 from d3still.errors import UserError
+from d3still.files import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class GalleryIndex(Gallery):
         Raises:
             UserError: when it is missing, of another version, cut short or damaged.
         """
-        path = Path(path).expanduser()
+        path = user_path(path)
         header, columns, index = load_index_file(path)
         try:
             boxes = (None if box is None else tuple(box) for box in columns["boxes"])
@@ -124,7 +125,7 @@ class GalleryIndex(Gallery):
             "cameras": [image.camera for image in self.images],
             "stamps": self.stamps,
         }
-        save_index_file(Path(path).expanduser(), self.header, columns, self.index)
+        save_index_file(user_path(path), self.header, columns, self.index)
 
     def add(self, embedder: Embedder, images: str | Path | Iterable[Any]) -> list[GalleryImage]:
         """Embed further images and append them; those that are in the index already stay as they are.

@@ -13,6 +13,7 @@ from d3still.data.datasets.files import require_images
 from d3still.data.datasets.table import GALLERY, PATH, TABLE_SUFFIXES, read_table
 from d3still.deploy.description import Description
 from d3still.errors import UserError
+from d3still.files import user_path
 from d3still.text import visible
 
 GALLERY_SPLITS = ("gallery", "test")  # rows of a table with a column split that belong to the gallery
@@ -59,8 +60,6 @@ def list_images(images: str | Path | Iterable[Any]) -> list[GalleryImage]:
     seen: set[tuple[str, Box | None]] = set()
     source = images if isinstance(images, str | Path) else "the list"
     for image in listed:
-        if "\0" in image.path:
-            raise UserError(f"{source}: holds a name that no file can have: {image.path!r}")
         if (image.path, image.box) in seen:
             raise UserError(f"{source}: {image.path} is listed twice")
         seen.add((image.path, image.box))
@@ -104,9 +103,11 @@ def _of_path(source: Path) -> list[GalleryImage]:
 
 
 def _of_table(source: Path) -> list[GalleryImage]:
-    rows = [row for row in read_table(source, required=(PATH,)) if not row.parts or GALLERY in row.parts]
-    tested = [row for row in rows if not row.is_validation] or rows
-    return [GalleryImage(absolute(row.path), row.identity or None, row.box, row.camera or None) for row in tested]
+    listed = [row for row in read_table(source, required=(PATH,)) if not row.parts or GALLERY in row.parts]
+    tested = [row for row in listed if not row.is_validation] or listed
+    paths = [absolute(row.path, f"{source}: the image") for row in tested]
+    rows = zip(paths, tested, strict=True)
+    return [GalleryImage(path, row.identity or None, row.box, row.camera or None) for path, row in rows]
 
 
 def _of_item(item: Any) -> GalleryImage:
@@ -133,6 +134,6 @@ def _stamp(path: str) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def absolute(path: str | Path) -> str:
-    """A path from the root on; links stay as they are."""
-    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100  (resolve() would follow links)
+def absolute(path: str | Path, what: str = "") -> str:
+    """A path from the root on; links stay as they are. For ``what``, and errors, see `d3still.files.user_path`."""
+    return os.path.abspath(user_path(path, what))  # noqa: PTH100  (resolve() would follow links)

@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from d3still.deploy.gallery import Gallery, Match
 from d3still.deploy.kinds import Blocks
 from d3still.deploy.listing import UNKNOWN, GalleryImage, Stamp
 from d3still.errors import UserError
+from d3still.files import user_path
 
 COLLECTION = "gallery"
 _ABOUT = "_about"  # of the small collection beside: the header, and the next id
@@ -78,7 +78,7 @@ class MilvusGallery(Gallery):
             UserError: there is none, or Milvus does not answer.
         """
         none = UserError(f"{uri}: holds no gallery {collection}; make it with tools/index_net.py build --engine milvus")
-        if "://" not in uri and not Path(uri).exists():
+        if "://" not in uri and not user_path(uri).exists():
             raise none
         client = _connected(uri)
         with _asking(uri):
@@ -192,8 +192,8 @@ def _connected(uri: str) -> Any:
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # what it logs, it raises too
     with _asking(uri):
         if "://" not in uri:
-            Path(uri).expanduser().parent.mkdir(parents=True, exist_ok=True)
-        return client(uri if "://" in uri else str(Path(uri).expanduser()))
+            user_path(uri).parent.mkdir(parents=True, exist_ok=True)
+        return client(uri if "://" in uri else str(user_path(uri)))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from d3still.config import read_tree
 from d3still.deploy.description import CLASSIFIER, PARTS, Description, describe, weights_hash
 from d3still.deploy.extras import require
 from d3still.errors import UserError
+from d3still.files import user_path
 from d3still.modeling import RetrievalModel, build_model, load_weights, read_weights
 from d3still.modeling.head import FEATURE_WIDTH
 
@@ -36,7 +37,7 @@ def open_network(
         UserError: naming the file, when it cannot be read, holds no such network or no config, or when
             the weights do not fit.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     states, description = _open_states(path, part, config)
     return _build(path, states[description.part], description), description
 
@@ -45,7 +46,7 @@ def open_networks(
     path: str | os.PathLike[str], part: str | None = None, config: Mapping[str, Any] | None = None
 ) -> dict[str, tuple[RetrievalModel, Description]]:
     """All networks of a file by part, query first. Arguments and errors: `open_network`."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     states, chosen = _open_states(path, part, config)
     found = {}
     for name in (name for name in PARTS if name in states):

@@ -20,22 +20,23 @@ _FULL = 255
 _KINDS = "a path, an array (H, W, 3), a PIL image or a tensor (3, H, W)"
 
 
-def image_pixels(image: Any) -> Tensor:
+def image_pixels(image: Any, max_pixels: int = MAX_PIXELS) -> Tensor:
     """One image as a uint8 tensor (3, H, W).
 
     Args:
         image: a path; a PIL image of any mode; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a tensor
             (H, W), (1, H, W), (3, H, W) or (4, H, W). Arrays and tensors hold RGB, as uint8 or as floating
             numbers 0 … 1, which are rounded to uint8. A fourth channel is transparency, put over white.
+        max_pixels: the most that is decoded, see `d3still.data.image.read_image`.
 
     Raises:
         ImageError: a file or PIL image that cannot be read.
         UserError: any other kind, shape, type or range, saying what is expected.
     """
     if isinstance(image, str | Path):
-        return read_image(image)
+        return read_image(image, max_pixels=max_pixels)
     if isinstance(image, Image.Image):
-        return _of_pil(image)
+        return _of_pil(image, max_pixels)
     if isinstance(image, torch.Tensor):
         return _of_array(_channels_last(image.detach().cpu()).numpy(), tuple(image.shape))
     if isinstance(image, np.ndarray):
@@ -60,10 +61,10 @@ def image_list(images: Any) -> tuple[Iterable[Any], bool]:
     return images, False
 
 
-def _of_pil(image: Image.Image) -> Tensor:
-    if image.width * image.height > MAX_PIXELS:  # told from its header: an opened file is not decoded yet
-        size = f"{image.width} × {image.height}"
-        raise ImageError(f"the image has {size} pixels, more than {MAX_PIXELS}; make it smaller")
+def _of_pil(image: Image.Image, max_pixels: int) -> Tensor:
+    if image.width * image.height > max_pixels:  # told from its header: an opened file is not decoded yet
+        size = f"{image.width} × {image.height} pixels"
+        raise ImageError(f"the image has {size}, more than DATALOADER.MAX_PIXELS {max_pixels} allows; make it smaller")
     try:
         pixels = to_pixels(image)
     except DECODE_ERRORS as error:

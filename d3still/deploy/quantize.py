@@ -102,15 +102,15 @@ def _pixels(description: Description, images: Images) -> np.ndarray:
         raise UserError("which images its network was trained on is not known; name some with --calibration") from error
     wanted = CALIBRATED_ON + COMPARED_ON
     chosen = listed[:: max(1, len(listed) // wanted)][:wanted]
-    found = [pixels for pixels in map(_resized, chosen, [description.size] * len(chosen)) if pixels is not None]
+    found = [pixels for image in chosen if (pixels := _resized(image, description)) is not None]
     if len(found) < 2:
         raise UserError(f"int8 is calibrated on at least two images, not {len(found)}; name more with --calibration")
     return torch.stack(found).contiguous().numpy()  # an image read has its channels last in memory
 
 
-def _resized(image: GalleryImage, size: tuple[int, int]) -> torch.Tensor | None:
+def _resized(image: GalleryImage, description: Description) -> torch.Tensor | None:
     try:
-        return resize(read_image(image.path, image.box), size)
+        return resize(read_image(image.path, image.box, description.max_pixels), description.size)
     except ImageError as error:
         logger.warning("left out: %s", error)
         return None

@@ -287,7 +287,7 @@ class Trainer:
             logger.info("%s: %s", name, ", ".join(f"{key} {value:.2f} %" for key, value in values.items()))
             self.board.scalars({f"{name}/{key}": value for key, value in values.items()}, self.epoch)
         sizes = {"AIR": self.data.sizes.query_test, "SIR": self.data.sizes.gallery_test}
-        self.board.hardest_queries(evaluation, sizes, self.epoch)
+        self.board.hardest_queries(evaluation, sizes, self.cfg.DATALOADER.MAX_PIXELS, self.epoch)
         score = float(next(iter(evaluation.results.values())).mAP)  # AIR, or SIR in stage 0
         if score > self.best or not self.folder.best.exists():
             self.best = score

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from d3still.config import Config, dump_config, load_config
+from d3still.config import Config, dump_config, load_config, repositories
 from d3still.data import RetrievalDataset, build_dataset
 from d3still.engine import train
 from d3still.engine.setup import (
@@ -99,8 +99,10 @@ class Training:
     def _dataset(self, cfg: Config) -> RetrievalDataset:
         words = _words(cfg)
         if words not in self._datasets:
-            name, root, split, pattern = words
-            self._datasets[words] = build_dataset(name, root, split=split, camera_pattern=pattern)
+            name, root, split, pattern, *places = words
+            self._datasets[words] = build_dataset(
+                name, root, split=split, camera_pattern=pattern, repositories=[*map(Path, places)]
+            )
         return self._datasets[words]
 
 
@@ -113,4 +115,4 @@ def train_file(file: Path, settings: tuple[str, ...]) -> None:
 def _words(cfg: Config) -> tuple[str, ...]:
     """What tells a dataset."""
     chosen = cfg.DATASETS
-    return chosen.NAMES, chosen.ROOT_DIR, chosen.SPLIT, chosen.CAMERA_PATTERN
+    return chosen.NAMES, chosen.ROOT_DIR, chosen.SPLIT, chosen.CAMERA_PATTERN, *map(str, repositories(cfg))

@@ -12,7 +12,7 @@ from d3still.data import ImageError, Sample
 from d3still.evaluation.lists import Entry, RankedList
 from d3still.pages import picture_uri
 from d3still.reporting.pairing import Pairs, file_name
-from d3still.reporting.pictures import image_of, network_view, thumbnail
+from d3still.reporting.pictures import Size, image_of, network_view, thumbnail
 
 logger = logging.getLogger(__name__)
 
@@ -64,27 +64,38 @@ class Album:
         """Whether the budget is used up."""
         return self.left <= 0
 
-    def card(self, pairs: Pairs, i: int, lists: Mapping[str, RankedList], size: tuple[int, int]) -> Card:
-        """The card of the query at place ``i``: its list by the name of each run; ``size`` is (height, width)."""
+    def card(self, pairs: Pairs, i: int, lists: Mapping[str, RankedList], size: Size, max_pixels: int) -> Card:
+        """The card of the query at place ``i``: its list by the name of each run.
+
+        Args:
+            pairs: the queries.
+            i: a place in them.
+            lists: by the name of each run.
+            size: (height, width) at which the query network sees the query.
+            max_pixels: the largest image that is decoded.
+        """
         sides = [
-            Side(f"{name}: AP {100 * ranked.ap:.1f} %", [self._shown(entry) for entry in ranked.entries])
+            Side(f"{name}: AP {100 * ranked.ap:.1f} %", [self._shown(entry, max_pixels) for entry in ranked.entries])
             for name, ranked in lists.items()
         ]
         query = next(iter(lists.values())).query
         change = f"identity {pairs.names[i]}, {size[0]}×{size[1]} pixels; AP {pairs.change(i)}"
-        return Card(file_name(pairs.paths[i]), self._picture(query, size), change, sides)
+        return Card(file_name(pairs.paths[i]), self._picture(query, max_pixels, size), change, sides)
 
-    def _shown(self, entry: Entry) -> Shown:
+    def _shown(self, entry: Entry, max_pixels: int) -> Shown:
         sample = entry.sample
         alt = f"rank {entry.rank}, {'hit' if entry.hit else 'miss'}, identity {sample.name}, {file_name(sample.path)}"
-        return Shown(self._picture(sample), alt, entry.hit, entry.rank, f"{entry.score:.3f}")
+        return Shown(self._picture(sample, max_pixels), alt, entry.hit, entry.rank, f"{entry.score:.3f}")
 
-    def _picture(self, sample: Sample, size: tuple[int, int] | None = None) -> Markup | None:
+    def _picture(self, sample: Sample, max_pixels: int, size: Size | None = None) -> Markup | None:
         """At the pixels of the query network, losslessly, or the whole image, small."""
         key = (sample, size)
         if key not in self._made:
             try:
-                pixels = thumbnail(sample, THUMBNAIL) if size is None else network_view(sample, size)
+                if size is None:
+                    pixels = thumbnail(sample, THUMBNAIL, max_pixels)
+                else:
+                    pixels = network_view(sample, size, max_pixels)
                 self._made[key] = picture_uri(image_of(pixels), lossless=size is not None)
             except ImageError as error:
                 logger.warning("%s", error)

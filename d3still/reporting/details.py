@@ -16,7 +16,7 @@ from d3still.reporting.figures import TALL, Bar, Chart, Dot, Series, bar_chart, 
 from d3still.reporting.pairing import Pairs, file_name, mean_pairs, paired_differences
 from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row
 from d3still.reporting.tables import difference_cell, pair_title, title_of
-from d3still.runs.facts import BASELINE, differences
+from d3still.runs.facts import BASELINE, differences, max_pixels_of
 from d3still.runs.finished import Run
 
 logger = logging.getLogger(__name__)
@@ -184,13 +184,14 @@ def _queries(
     except UserError as error:
         logger.warning("no ranked lists for %s: %s", before.baseline, error)
         return [f"No ranked lists: {error}"], []
-    size = tuple(after.results[seed].run.config["INPUT"]["STUDENT_SIZE_TEST"])
+    config = after.results[seed].run.config
+    view = tuple(config["INPUT"]["STUDENT_SIZE_TEST"]), max_pixels_of(config)
     seeds = len(set(before.results) & set(after.results))
     remarks = [f"Chosen by their AP, the mean over {seeds} seeds; the lists are of seed {seed}."] if seeds > 1 else []
     cards = {}
     for i, path in zip(chosen, paths, strict=True):
         if not album.full:
-            cards[i] = album.card(pairs, i, dict(zip(names, (side[path] for side in lists), strict=True)), size)
+            cards[i] = album.card(pairs, i, dict(zip(names, (side[path] for side in lists), strict=True)), *view)
     if len(cards) < len(chosen):
         remarks.append("Some queries are left out to keep this page small.")
     parts = (("Most improved queries", improved), ("Most harmed queries", harmed))

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn.functional import interpolate
 
 from d3still.data import ImageError, Sample, read_image
+from d3still.data.image import MAX_PIXELS
 from d3still.data.transforms import resize
 from d3still.errors import UserError
 from d3still.evaluation.lists import Entry, RankedList
@@ -42,6 +43,7 @@ GREYED = 0.65  # how far an excluded image is faded to white
 class _Layout:
     cell: int
     columns: int
+    max_pixels: int
 
     @property
     def step(self) -> tuple[int, int]:
@@ -64,6 +66,7 @@ def ranked_list_picture(
     title: str = "",
     cell: int = 96,
     columns: int = COLUMNS,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Draw ranked lists one below the other.
 
@@ -76,11 +79,13 @@ def ranked_list_picture(
         title: a line above all.
         cell: side of an image's square, in pixels.
         columns: gallery images in a line.
+        max_pixels: the largest image that is decoded, see `d3still.data.image.read_image`.
 
     Returns:
         (H, W, 3) uint8.
     """
-    layout = _Layout(cell, max(1, min(columns, max((len(ranked.entries) for ranked in lists), default=1))))
+    longest = max((len(ranked.entries) for ranked in lists), default=1)
+    layout = _Layout(cell, max(1, min(columns, longest)), max_pixels)
     heights = [layout.height(len(ranked.entries)) for ranked in lists]
     top = GAP + (2 * LINE if title else 0)
     width = max(MIN_WIDTH, layout.left + layout.columns * layout.step[0])
@@ -114,22 +119,22 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     write_atomically(path, save)
 
 
-def network_view(sample: Sample, size: Size) -> torch.Tensor:
+def network_view(sample: Sample, size: Size, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """The uint8 pixels (3, h, w) that a network gets of an image at test.
 
     Raises:
         ImageError: the file cannot be read.
     """
-    return resize(read_image(sample.path, sample.box), size)
+    return resize(read_image(sample.path, sample.box, max_pixels), size)
 
 
-def thumbnail(sample: Sample, side: int) -> torch.Tensor:
+def thumbnail(sample: Sample, side: int, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """The whole image, its proportions kept, within a square of ``side`` pixels: uint8 (3, h, w).
 
     Raises:
         ImageError: the file cannot be read.
     """
-    pixels = read_image(sample.path, sample.box)
+    pixels = read_image(sample.path, sample.box, max_pixels)
     height, width = pixels.shape[1:]
     scale = side / max(height, width)
     return resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))))
@@ -148,24 +153,25 @@ def _draw_list(
     heading = f"{name_of(query)}: identity {query.name}, camera {query.camera}, {ap}"
     _text(draw, (GAP, top + GAP), heading, sheet.width - 2 * GAP, TITLE_POINTS)
     top += GAP + 2 * LINE
-    _paste(sheet, _enlarged(query, query_size, layout.cell), (GAP + BORDER, top + BORDER), layout.cell)
+    _paste(sheet, _enlarged(query, query_size, layout), (GAP + BORDER, top + BORDER), layout.cell)
     below = top + layout.cell + 2 * BORDER
     _text(draw, (GAP, below), f"query, {query_size[0]}×{query_size[1]} pixels", layout.step[0] + GAP)
     for place, entry in enumerate(ranked.entries):
         row, column = divmod(place, layout.columns)
         across, down = layout.step
-        _draw_entry(sheet, draw, entry, (layout.left + column * across, top + row * down), layout.cell)
+        _draw_entry(sheet, draw, entry, (layout.left + column * across, top + row * down), layout)
 
 
 def _draw_entry(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, entry: Entry, corner: tuple[int, int], cell: int
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, entry: Entry, corner: tuple[int, int], layout: _Layout
 ) -> None:
+    cell = layout.cell
     excluded = entry.rank is None
     colour = EXCLUDED if excluded else HIT if entry.hit else MISS
     left, top = corner
     side = cell + 2 * BORDER
     draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=BORDER)
-    picture = _whole(entry.sample, cell)
+    picture = _whole(entry.sample, layout)
     if excluded and picture is not None:
         picture = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, PAPER), GREYED)
     _paste(sheet, picture, (left + BORDER, top + BORDER), cell)
@@ -177,22 +183,23 @@ def _draw_entry(
     _text(draw, (left, top + side + LINE), note, side + GAP, fill=FAINT)
 
 
-def _enlarged(sample: Sample, size: Size, cell: int) -> Image.Image | None:
+def _enlarged(sample: Sample, size: Size, layout: _Layout) -> Image.Image | None:
     """The network's view, enlarged without smoothing, or shrunk where it is larger than the cell."""
     try:
-        pixels = network_view(sample, size)
+        pixels = network_view(sample, size, layout.max_pixels)
     except ImageError as error:
         logger.warning("%s", error)
         return None
     longest = max(size)
-    if longest > cell:
-        return image_of(thumbnail(sample, cell))
-    return image_of(interpolate(pixels[None].float(), scale_factor=float(cell // longest), mode="nearest")[0].byte())
+    if longest > layout.cell:
+        return image_of(thumbnail(sample, layout.cell, layout.max_pixels))
+    enlarged = interpolate(pixels[None].float(), scale_factor=float(layout.cell // longest), mode="nearest")
+    return image_of(enlarged[0].byte())
 
 
-def _whole(sample: Sample, cell: int) -> Image.Image | None:
+def _whole(sample: Sample, layout: _Layout) -> Image.Image | None:
     try:
-        return image_of(thumbnail(sample, cell))
+        return image_of(thumbnail(sample, layout.cell, layout.max_pixels))
     except ImageError as error:
         logger.warning("%s", error)
         return None

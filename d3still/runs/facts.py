@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from d3still.config.sections import leaves
+from d3still.config.sections import known_defaults, leaves
 from d3still.errors import UserError
 
 Tree = Mapping[str, Any]
@@ -60,6 +60,13 @@ def networks_of(config: Tree) -> str:
 def pair_of(config: Tree) -> str:
     """What a table is about: the dataset and the two networks, ``emoji/ResNet18_64x64__ResNet18_32x32``."""
     return f"{dataset_of(config)}/{networks_of(config)}"
+
+
+def max_pixels_of(config: Tree) -> int:
+    """DATALOADER.MAX_PIXELS; the default where a config, older than the key or not of a run, does not say it."""
+    section = config.get("DATALOADER")
+    value = section.get("MAX_PIXELS") if isinstance(section, Mapping) else None
+    return value if isinstance(value, int) else known_defaults()["DATALOADER.MAX_PIXELS"]
 
 
 def baseline_of(config: Tree) -> str:

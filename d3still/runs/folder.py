@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from d3still.config import dump_config, read_tree
 from d3still.errors import UserError
-from d3still.files import remove_leftovers_in, write_text
+from d3still.files import remove_leftovers_in, user_path, write_text
 from d3still.locks import locked
 from d3still.runs.checkpoint import load_checkpoint, save_checkpoint
 from d3still.runs.facts import differences
@@ -149,7 +149,7 @@ class RunFolder:
         append_record(self.history, record)
 
     def _source(self, resume: str) -> Path:
-        return self.last if resume in ("auto", "never") else Path(resume).expanduser()
+        return self.last if resume in ("auto", "never") else user_path(resume, "--resume")
 
     def _is_own(self, resume: str) -> bool:
         return self._source(resume).resolve() == self.last.resolve()

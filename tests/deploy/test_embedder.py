@@ -10,6 +10,8 @@ from PIL import Image
 from d3still.data import ImageBatch, Normalizer, Sample, test_loader
 from d3still.data.image import EXIF_ORIENTATION
 from d3still.deploy import Embedder
+from d3still.deploy.embedder import embed_images
+from d3still.deploy.listing import list_images
 from d3still.deploy.network_files import open_network
 from d3still.deploy.runners import EmbeddingGraph
 from d3still.engine.retrieval import extract
@@ -187,6 +189,20 @@ def test_a_large_opened_image_is_refused_before_it_is_decoded(embed, tmp_path):
     Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
     with Image.open(tmp_path / "large.png") as image, pytest.raises(UserError, match="has 9000 × 9000 pixels"):
         embed(image)
+
+
+def test_the_runs_own_limit_of_pixels_holds(tmp_path):
+    """Pictures have 30 × 40 pixels."""
+    paths = save_pictures(tmp_path / "p", 2)
+    embed = Embedder.from_checkpoint(save_run(tmp_path / "last.pth", cfg=make_config(DATALOADER__MAX_PIXELS=1199)))
+    for image in (paths[0], Image.open(paths[0])):
+        with pytest.raises(UserError, match=r"more than DATALOADER\.MAX_PIXELS 1199 allows"):
+            embed(image)
+    (batch,) = embed_images(embed, list_images(paths))
+    assert batch.positions == [] and all("MAX_PIXELS 1199" in why for why in batch.unreadable.values())
+    exact = Embedder.from_checkpoint(save_run(tmp_path / "last.pth", cfg=make_config(DATALOADER__MAX_PIXELS=1200)))
+    (batch,) = embed_images(exact, list_images(paths))
+    assert batch.positions == [0, 1] and np.array_equal(exact(paths), batch.features)
 
 
 def test_batch_size_must_be_positive(run):

@@ -55,7 +55,7 @@ def test_a_list(tmp_path):
         ("path\n", "lists no image"),
         ("", "no column path"),
         (b"path\n\xff.png\n", "is not UTF-8 text"),
-        ("path\na\0.png\n", r"holds a name that no file can have"),
+        ("path\na\0.png\n", r"t\.csv: the image .* holds a NUL character"),
     ],
 )
 def test_a_table_that_is_wrong_is_named(tmp_path, text, message):

@@ -1,9 +1,10 @@
 """Ranked lists at a glance."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from d3still.data import Sample
+from d3still.data import ImageError, Sample
 from d3still.engine.pictures import CELL, FRAME, HIT, MISS, PAPER, list_grid
 from d3still.evaluation import evaluate_ranking
 
@@ -24,3 +25,5 @@ def test_hits_are_framed_green_and_misses_red(tmp_path):
     assert corners == [[list(PAPER), list(HIT), list(MISS)], [list(PAPER), list(MISS), list(HIT)]]
     middles = grid[side // 2 :: side, side // 2 :: side, 0].tolist()
     assert middles == [[200, 10, 200], [200, 10, 200]], "the query, then the gallery in its order"
+    with pytest.raises(ImageError, match="MAX_PIXELS 599"):  # of images of 20 × 30
+        list_grid(query, gallery, result, (8, 4), max_pixels=599)

@@ -118,6 +118,13 @@ def test_what_cannot_be_read_leaves_an_empty_frame(files, tmp_path, caplog):
     assert frames(picture) == ["miss"] and "lost.png" in caplog.text
 
 
+def test_images_above_the_runs_limit_leave_an_empty_frame(files, caplog):
+    """The query has 40 × 20 pixels, the gallery image 30 × 60."""
+    with caplog.at_level("WARNING", logger="d3still"):
+        ranked_list_picture([ranked(files, "hit")], (16, 8), max_pixels=800)
+    assert [record.getMessage().split(" has ")[1][:15] for record in caplog.records] == ["60 × 30 pixels,"]
+
+
 def test_any_name_size_and_length_can_be_drawn(tmp_path):
     """A name of 200 letters with an emoji and a broken byte, a query larger than its cell, an empty list."""
     path = tmp_path / ("ü😀" + "x" * 190 + ".png")

@@ -112,6 +112,9 @@ def test_compare_refuses_what_makes_no_sense(run_tool, tmp_path):
             run_tool("compare_net", *arguments)
     with pytest.raises(UserError, match="no finished run below"):
         run_tool("compare_net", "--from", tmp_path)
+    for option in ("--from", "--out"):
+        with pytest.raises(UserError, match="'~nosuchuser/log' begins with a user who has no home folder"):
+            run_tool("compare_net", option, "~nosuchuser/log")
 
 
 def test_compare_lists_its_plan(configs, run_tool, tmp_path):
