@@ -45,11 +45,13 @@ def _check_magnitude(cfg: Config, key: str, value: Any) -> None:
 def _cross_checks(cfg: Config) -> Iterator[tuple[str, str]]:
     """(key, what is wrong and what to do) for each clash between keys."""
     solver, loader = cfg.SOLVER, cfg.DATALOADER
-    if loader.SAMPLER == "triplet":
-        batch, images = solver.IMS_PER_BATCH, loader.NUM_INSTANCE
+    balanced = {"IMS_PER_BATCH": loader.SAMPLER == "triplet"}
+    balanced["IMS_DISTILLATION_PER_BATCH"] = loader.PAIR_SAMPLER == "identity"
+    for key in filter(balanced.get, balanced):
+        batch, images = solver[key], loader.NUM_INSTANCE
         if batch % images or batch < 2 * images:
             yield (
-                "SOLVER.IMS_PER_BATCH",
+                f"SOLVER.{key}",
                 f"is {batch}; with DATALOADER.NUM_INSTANCE {images} images an identity it must be a multiple of "
                 f"{images} and hold at least two identities, e.g. {max(2, batch // images) * images}",
             )

@@ -12,6 +12,7 @@ from d3still.data.fetch import DROP, RAISE, REPLACE, BatchMaker
 from d3still.data.image import MAX_PIXELS
 from d3still.data.prefetch import BatchLoader
 from d3still.data.samplers import (
+    PAIR_STREAM,
     PLAIN_STREAM,
     BatchSampler,
     IdentityBalancedBatches,
@@ -95,6 +96,8 @@ def pair_loader(
     erase_prob: float,
     batch_size: int,
     seed: int,
+    num_instances: int = 1,
+    sampler: str = "random",
     drop_last: bool = True,
     rank: int = 0,
     world_size: int = 1,
@@ -104,19 +107,30 @@ def pair_loader(
     max_pixels: int = MAX_PIXELS,
     pin_memory: bool = False,
 ) -> BatchLoader:
-    """Shuffled training batches (`PairBatch`) of two views, drawn independently from one decoded image.
+    """Training batches (`PairBatch`) of two views, drawn independently from one decoded image.
 
     Args:
         low_size: height and width for the query network.
         low_padding: zeros around the low-resolution view before its crop.
         high_size: height and width for the gallery network.
         high_padding: zeros around the high-resolution view before its crop.
-        drop_last: leave out a last short batch.
+        num_instances: images of an identity in a batch ("identity" only).
+        sampler: "random" for a plain shuffle, "identity" for batches as those of `identity_loader`.
+        drop_last: leave out a last short batch ("random" only).
 
     The other arguments and errors are those of `identity_loader`.
     """
     check_labels(samples)
-    batches = ShuffledBatches(len(samples), batch_size, seed, drop_last, rank, world_size)
+    batches: BatchSampler
+    if sampler == "random":
+        batches = ShuffledBatches(len(samples), batch_size, seed, drop_last, rank, world_size)
+    elif sampler == "identity":
+        identities, key = [sample.identity for sample in samples], "SOLVER.IMS_DISTILLATION_PER_BATCH"
+        batches = IdentityBalancedBatches(
+            identities, batch_size, num_instances, seed, rank, world_size, key=key, stream=PAIR_STREAM
+        )
+    else:
+        raise UserError(f"DATALOADER.PAIR_SAMPLER '{sampler}' is neither 'random' nor 'identity'")
     views = [
         View(_size(low_size), low_padding, flip_prob, erase_prob, _LOW_VIEW),
         View(_size(high_size), high_padding, flip_prob, erase_prob, _HIGH_VIEW),

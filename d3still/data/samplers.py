@@ -45,6 +45,8 @@ class IdentityBalancedBatches:
         seed: of the run.
         rank: of this process.
         world_size: number of processes.
+        key: the config key that sets the batch size, named in errors.
+        stream: tells apart the draws of two loaders that step together.
 
     Raises:
         UserError: sizes that do not divide, or fewer than P identities.
@@ -58,13 +60,15 @@ class IdentityBalancedBatches:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        key: str = "SOLVER.IMS_PER_BATCH",
+        stream: int = IDENTITY_STREAM,
     ) -> None:
-        _check_positive("SOLVER.IMS_PER_BATCH", batch_size)
+        _check_positive(key, batch_size)
         _check_positive("DATALOADER.NUM_INSTANCE", num_instances)
         if batch_size % (num_instances * world_size):
             ranks = f" times {world_size} ranks" if world_size > 1 else ""
             raise UserError(
-                f"SOLVER.IMS_PER_BATCH {batch_size} is not a multiple of DATALOADER.NUM_INSTANCE "
+                f"{key} {batch_size} is not a multiple of DATALOADER.NUM_INSTANCE "
                 f"{num_instances}{ranks}; each rank takes whole identities"
             )
         self._members = _indices_by_identity(identities)
@@ -72,17 +76,17 @@ class IdentityBalancedBatches:
         if len(self._members) < self._per_batch:
             raise UserError(
                 f"the training set has {len(self._members)} identities, but a batch needs "
-                f"{self._per_batch} (SOLVER.IMS_PER_BATCH {batch_size} / DATALOADER.NUM_INSTANCE "
-                f"{num_instances}); lower IMS_PER_BATCH or raise NUM_INSTANCE"
+                f"{self._per_batch} ({key} {batch_size} / DATALOADER.NUM_INSTANCE {num_instances}); "
+                "lower the first or raise the second"
             )
-        self._instances, self._seed = num_instances, seed
+        self._instances, self._seed, self._stream = num_instances, seed, stream
         self._rank, self._world_size = rank, world_size
         self._latest: tuple[int, list[Batch]] = (-1, [])
 
     def epoch(self, epoch: int) -> list[Batch]:
         """This rank's batches of an epoch."""
         if self._latest[0] != epoch:
-            batches = self._global_batches(_generator(self._seed, epoch, IDENTITY_STREAM))
+            batches = self._global_batches(_generator(self._seed, epoch, self._stream))
             self._latest = (epoch, _deal(batches, self._rank, self._world_size))
         return self._latest[1]
 

@@ -30,6 +30,8 @@ def aml_loss(
     image; the contrastive term is the mean over anchors of the mean of 1 − s over *other* images of the anchor's
     identity, plus the mean of max(0, s − margin) over images of other identities. A mean over no image is 0.
 
+    Few anchors of a plainly shuffled batch have a positive; ``DATALOADER.PAIR_SAMPLER: identity`` gives each some.
+
     The paper mines positives and negatives in the whole training set and leaves open how its terms are combined.
     Chosen here: all of the batch, each term a mean, so that neither depends on the batch's size; and s where the
     paper has Euclidean distances of unit vectors in places.

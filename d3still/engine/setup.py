@@ -262,6 +262,8 @@ class Data:
             high_size=i.TEACHER_SIZE_TRAIN,
             high_padding=i.TEACHER_PADDING,
             batch_size=self.cfg.SOLVER.IMS_DISTILLATION_PER_BATCH,
+            num_instances=self.cfg.DATALOADER.NUM_INSTANCE,
+            sampler=self.cfg.DATALOADER.PAIR_SAMPLER,
             cache=self._cache(train),
             **self._augmentation(),
             **self._common,

@@ -115,7 +115,7 @@ def test_the_place_is_that_of_the_value(load, tmp_path):
 
 def test_the_defaults_and_every_rule_fit_the_schema(load):
     known = get_cfg().flat()
-    assert known.keys() >= known_rules().keys() and len(TEXTS) == 11
+    assert known.keys() >= known_rules().keys() and len(TEXTS) == 12
     load()
 
 
@@ -136,6 +136,8 @@ def test_a_batch_need_not_be_balanced_for_the_plain_sampler(load):
     assert load("DATALOADER.SAMPLER", "softmax", "SOLVER.IMS_PER_BATCH", 7).SOLVER.IMS_PER_BATCH == 7
     with pytest.raises(UserError, match=r"is 7; with DATALOADER\.NUM_INSTANCE 6 .* multiple of 6 .* e\.g\. 12$"):
         load("SOLVER.IMS_PER_BATCH", 7)
+    with pytest.raises(UserError, match=r"IMS_DISTILLATION_PER_BATCH is 256; with .* multiple of 6 .* e\.g\. 252$"):
+        load("DATALOADER.PAIR_SAMPLER", "identity")
     for key in ("SOLVER.IMS_PER_BATCH", "SOLVER.IMS_DISTILLATION_PER_BATCH"):
         with pytest.raises(UserError, match=f"{key} is 1; it must be 2 or more"):
             load("DATALOADER.SAMPLER", "softmax", "ROP.TOPK", 1, key, 1)

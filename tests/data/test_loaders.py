@@ -55,6 +55,10 @@ def pairs(samples, **options):
     return pair_loader(samples, **{"batch_size": 12, "seed": 7, **PAIR, **options})
 
 
+def balanced_pairs(samples, **options):
+    return pairs(samples, sampler="identity", num_instances=2, **options)
+
+
 def balanced(samples, **options):
     return identity_loader(samples, **{"batch_size": 12, "seed": 7, **BALANCED, **options})
 
@@ -88,7 +92,7 @@ def assert_same(batches, others):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("make", [pairs, balanced])
+@pytest.mark.parametrize("make", [pairs, balanced_pairs, balanced])
 @pytest.mark.parametrize(
     "options",
     [{"num_workers": 2}, {"cache": "ram"}, {"world_size": 2}, {"world_size": 3, "cache": "ram"}, {"num_workers": 4}],
@@ -99,6 +103,14 @@ def test_workers_ranks_and_cache_do_not_change_a_batch(samples, make, options, m
     assert_same(collect(make, samples), collect(make, samples, **options))
 
 
+def test_each_anchor_of_balanced_pairs_has_its_positives_and_they_are_no_identity_batch(samples):
+    for _, _, labels, indices, *high in collect(balanced_pairs, samples):
+        assert (labels[:, None] == labels).sum(1).tolist() == [2] * 12
+        assert torch.equal(high[2], labels) and torch.equal(high[3], indices)
+    drawn = [[batch[3].tolist() for batch in collect(make, samples)] for make in (balanced_pairs, balanced)]
+    assert drawn[0] != drawn[1], "two loaders that step together draw apart"
+
+
 def test_spawned_workers_give_the_same_batches(samples):
     # macOS and Windows start workers this way: everything must pickle.
     loader = pairs(samples, num_workers=1)
@@ -107,11 +119,12 @@ def test_spawned_workers_give_the_same_batches(samples):
     loader.close()
 
 
+@pytest.mark.parametrize("make", [pairs, balanced_pairs])
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"cache": "ram"}], ids=str)
-def test_an_epoch_can_be_taken_up_in_its_middle(samples, options):
-    whole = collect(pairs, samples, epochs=(3,))
-    loader = pairs(samples, **options)
-    assert_same(whole[2:], [tensors(batch) for batch in loader.epoch(3, start=2)])
+def test_an_epoch_can_be_taken_up_in_its_middle(samples, make, options):
+    whole = collect(make, samples, epochs=(3,))
+    loader = make(samples, **options)
+    assert_same(whole[1:], [tensors(batch) for batch in loader.epoch(3, start=1)])
     assert list(loader.epoch(3, start=len(whole))) == []
     loader.close()
 
@@ -466,6 +479,13 @@ def test_wrong_settings_are_named(samples, options, words):
     with pytest.raises(UserError) as caught:
         balanced(samples, **options)
     assert words in str(caught.value)
+
+
+def test_wrong_settings_of_pairs_are_named(samples):
+    with pytest.raises(UserError, match=r"DATALOADER\.PAIR_SAMPLER 'triplet' is neither 'random' nor 'identity'"):
+        pairs(samples, sampler="triplet")
+    with pytest.raises(UserError, match=r"SOLVER\.IMS_DISTILLATION_PER_BATCH 12 is not a multiple of .*INSTANCE 5"):
+        pairs(samples, sampler="identity", num_instances=5)
 
 
 @pytest.mark.parametrize("make", [pairs, balanced])

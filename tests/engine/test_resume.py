@@ -63,9 +63,10 @@ class StopAfter:
         monkeypatch.setattr(Trainer, "_train_on", train_on)
 
 
-@pytest.mark.parametrize("stage", ["rop", "acd_rop"])
-def test_stopped_within_an_epoch_equals_never_stopped(chain, run_stage, tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize(("stage", "pair_sampler"), [("ssp", "random"), ("acd_rop", "identity")])
+def test_stopped_within_an_epoch_equals_never_stopped(chain, run_stage, tmp_path, monkeypatch, stage, pair_sampler):
     more = chained(stage, chain) | {"SOLVER__MAX_EPOCHS": 3, "EXPERIMENT__TRIPLET_METHOD": "batch_sample"}
+    more["DATALOADER__PAIR_SAMPLER"] = pair_sampler
     straight = run_stage(stage, tmp_path / "straight", **more)
     with monkeypatch.context() as patch:
         StopAfter(patch, signal.SIGTERM, steps=5)
