@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import logging
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -131,7 +132,11 @@ def main() -> None:
         if not is_loopback(args.host):
             logger.warning("whoever reaches %s port %d may search, and see every gallery image", host, port)
         options = {"log_level": "warning", "timeout_graceful_shutdown": DRAIN_SECONDS}
-        uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listening])
+        server = uvicorn.Server(uvicorn.Config(app, **options))
+        # Having drained, uvicorn sends itself the signal again, by which the process would die: a stop that was
+        # asked for is no failure.
+        signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+        server.run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import random
 import resource
+import signal
 import socket
+import sys
 import threading
 import time
 
@@ -243,12 +246,17 @@ def test_a_network_of_another_gallery_is_refused(gallery, tmp_path):
         create_app(gallery, retrained)
 
 
-def test_a_port_in_use_is_named(monkeypatch):
+@pytest.fixture
+def serve_net(monkeypatch):
     from tests.tiny import REPOSITORY
 
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
     import serve_net
 
+    return serve_net
+
+
+def test_a_port_in_use_is_named(serve_net):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"cannot listen at 127\.0\.0\.1 port {port}: .*another --port"):
@@ -259,3 +267,29 @@ def test_a_port_in_use_is_named(monkeypatch):
     assert not serve_net.is_loopback("0.0.0.0") and not serve_net.is_loopback("example.org")
 
 
+def test_sigterm_lets_a_request_at_work_end(serve_net, gallery, tmp_path, monkeypatch):
+    """The command returns, which is status 0, once a request whose body was still to come has its answer."""
+    gallery.save(tmp_path / "gallery.index")
+    listening, body, answers = serve_net.bound("127.0.0.1", 0), gallery.features()[0].tobytes(), []
+    asked = socket.create_connection(listening.getsockname(), timeout=20)
+
+    def ask():
+        head = "POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+        asked.sendall(f"{head}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        answers.append(asked.recv(999)[:12])  # the service reads the body: the request is at work
+        os.kill(os.getpid(), signal.SIGTERM)
+        while listening.fileno() >= 0:  # until nobody else is let in
+            time.sleep(0.01)
+        asked.sendall(body)
+        answers.append(asked.recv(999)[:12])
+
+    monkeypatch.setattr(serve_net, "bound", lambda *_: listening)
+    monkeypatch.setattr(sys, "argv", ["serve_net", "--index", str(tmp_path / "gallery.index")])
+    former, thread = signal.getsignal(signal.SIGTERM), threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        assert serve_net.main() is None
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    thread.join(20)
+    assert answers == [b"HTTP/1.1 100", b"HTTP/1.1 200"]
