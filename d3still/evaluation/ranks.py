@@ -13,12 +13,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from d3still.evaluation.labels import Matches, row_starts
+from d3still.evaluation.labels import Matches, row_starts, spans
 from d3still.evaluation.results import RankedLists, measure
 
 _BLOCK = 1 << 25  # float32 scores held at once: 128 MiB
 _GROUP = 1 << 20  # scores that one worker takes at a time: some 60 MiB while it counts them
 _MOST_WORKERS = 4
+_LEVEL_BITS = 15  # at least, of scores between a query's lowest hit and its best answer
 
 Pairs = tuple[np.ndarray, np.ndarray]
 
@@ -75,56 +76,86 @@ def _misses_before(
     block[matches.same_identity(queries)] = -np.inf
     tie, error = scores.bands(queries[rows], columns, level)
     low = level - tie
-    floor = _rounded(np.minimum.reduceat(low - error, row_starts(rows)), down=True)
-    flat = np.flatnonzero(block >= floor[:, None])
-    row, column = np.divmod(flat, block.shape[1])
-    bits = block.shape[1].bit_length()
-    line = np.sort(_key(row, block.ravel()[flat], bits) | column)  # all rows, one behind the other
-    end = line.searchsorted(_key(rows + 1, np.float32([-np.inf]), bits))
-    start, stop = _between(line, bits, rows, low, error)
-    before, unsure = end - stop, (start < stop).nonzero()[0]
+    line = _Line(block, np.minimum.reduceat(low - error, row_starts(rows)))
+    start, stop = line.between(rows, low - error, low + error)
+    before, unsure = line.ends[rows] - stop, (start < stop).nonzero()[0]
     if len(unsure):  # the hit's exact score leaves only the misses' errors
         asking = queries[rows[unsure]]
         exact = scores.exact(asking, columns[unsure])
         lowest = exact - scores.tie(exact)
-        start, stop = _between(line, bits, rows[unsure], scores.as_product(asking, lowest), error[unsure] / 2)
-        misses = queries[line >> (32 + bits)], line & ((1 << bits) - 1)
-        before[unsure] = end[unsure] - stop + _settled(scores, asking, lowest, misses, start, stop)
+        middle = scores.as_product(asking, lowest)
+        start, stop = line.between(rows[unsure], middle - error[unsure] / 2, middle + error[unsure] / 2)
+        places = _union(start, stop)
+        row, column = line.at(places)
+        behind = _behind(asking, lowest, queries[row], scores.exact(queries[row], column))
+        before[unsure] = line.ends[rows[unsure]] - stop + places.searchsorted(stop) - behind
     return rows, before
 
 
-def _settled(
-    scores: Scores, queries: np.ndarray, lowest: np.ndarray, misses: Pairs, start: np.ndarray, stop: np.ndarray
-) -> np.ndarray:
-    """How many of the misses in doubt for hit i, numbers ``start[i]`` to ``stop[i]``, score ``lowest[i]`` or more.
+class _Line:
+    """The scores of a block that are not below their row's floor, all rows one behind the other, each ascending.
 
-    Misses in doubt for other hits alone are known to score more, or less, and their exact scores say so too: those
-    of a query are scored and sorted once, for all its hits.
+    They stand as whole numbers: a level between the floor and the row's highest score, and the column. Scores of one
+    level are not told apart.
     """
-    steps = np.bincount(start, minlength=len(misses[0]) + 1) - np.bincount(stop, minlength=len(misses[0]) + 1)
-    in_doubt = steps.cumsum()[:-1] > 0
-    query, column = misses[0][in_doubt], misses[1][in_doubt]
-    value = np.concatenate([scores.exact(query, column), lowest])
-    is_miss = np.arange(len(value)) < len(query)
-    order = np.lexsort((is_miss, value, np.concatenate([query, queries])))
+
+    def __init__(self, block: np.ndarray, floor: np.ndarray) -> None:
+        wanted = block >= _rounded(floor, down=True)[:, None]
+        counts = np.count_nonzero(wanted, axis=1)
+        self.ends = counts.cumsum()
+        self._rows = np.repeat(np.arange(len(block)), counts)
+        flat = np.flatnonzero(wanted)
+        self._bits = block.shape[1].bit_length()
+        self._highest = (1 << max(_LEVEL_BITS, 32 - self._bits)) - 1
+        self._floor, top = floor, block.max(axis=1)
+        width = np.maximum(top - floor, 0)
+        self._scale = np.divide(self._highest - 1, width, out=np.zeros_like(width), where=width > 0)
+        keys = self._levels(self._rows, block.ravel()[flat]) << self._bits
+        keys |= flat - self._rows * block.shape[1]
+        if self._highest << self._bits < 1 << 32:
+            keys = keys.astype(np.uint32)  # sorted in half the time
+        for low, high in zip(self.ends - counts, self.ends, strict=True):
+            keys[low:high].sort()
+        self._keys = keys + (self._rows << self._row_shift)
+
+    @property
+    def _row_shift(self) -> int:
+        return self._bits + self._highest.bit_length()
+
+    def _levels(self, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Whole numbers that never fall where scores rise."""
+        return np.clip((scores - self._floor[rows]) * self._scale[rows], 0, self._highest).astype(np.int64)
+
+    def between(self, rows: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> Pairs:
+        """Where on the line the scores of these rows begin and end that may lie between two numbers."""
+        first, last = (self._levels(rows, edge) for edge in (lowest, highest))
+        base = rows << self._row_shift
+        return tuple(self._keys.searchsorted(base + (edge << self._bits)) for edge in (first, last + 1))
+
+    def at(self, places: np.ndarray) -> Pairs:
+        """Row and column of the scores at these places of the line."""
+        return self._rows[places], self._keys[places] & ((1 << self._bits) - 1)
+
+
+def _union(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """The whole numbers that lie in any of these half-open intervals, ascending."""
+    order = start.argsort()
+    reach = np.maximum.accumulate(stop[order])
+    first = np.append(True, start[order][1:] > reach[:-1])
+    return spans(start[order][first], reach[np.append(first[1:], True)])[1]
+
+
+def _behind(hit_query: np.ndarray, lowest: np.ndarray, miss_query: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """How many of all queries' misses, in one order, come before each hit when a query's hits and misses are sorted.
+
+    Of a query's misses those that score less than the hit's ``lowest`` come before it.
+    """
+    value = np.concatenate([score, lowest])
+    is_miss = np.arange(len(value)) < len(score)
+    order = np.lexsort((is_miss, value, np.concatenate([miss_query, hit_query])))
     below = np.empty(len(value), dtype=np.int64)
     below[order] = is_miss[order].cumsum()
-    through = np.append(0, in_doubt.cumsum())
-    return through[stop] - below[len(query) :]
-
-
-def _between(line: np.ndarray, bits: int, rows: np.ndarray, middle: np.ndarray, error: np.ndarray) -> Pairs:
-    """Where on the line the scores of these rows begin and end that lie within the error of the middle."""
-    edges = _rounded(middle - error, down=True), _rounded(middle + error, down=False)
-    start, stop = (line.searchsorted(_key(rows, edge, bits)) for edge in edges)
-    return start, stop
-
-
-def _key(row: np.ndarray, value: np.ndarray, bits: int) -> np.ndarray:
-    """Whole numbers (int64) that sort by row, then by float32 value; their lowest ``bits`` are free."""
-    pattern = value.view(np.int32).astype(np.int64)
-    ascending = np.where(pattern < 0, -1 - (pattern & 0x7FFFFFFF), pattern) + (1 << 31)
-    return ((row << 32) + ascending) << bits
+    return below[len(score) :]
 
 
 def _rounded(bound: np.ndarray, down: bool) -> np.ndarray:

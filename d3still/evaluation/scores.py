@@ -20,7 +20,7 @@ from d3still.evaluation.arrays import as_features, check_finite, same_kind
 METRICS = ("cosine", "euclidean")
 
 _ROWS_AT_ONCE = 128  # few enough that double rows in the making stay in the cache
-_CENTER_SAMPLE = 1000  # gallery images that the middle is taken of, about
+_CENTER_SAMPLE = 300  # gallery images that the middle is taken of, about
 _EXPONENTS = 400  # powers of two between which double precision squares without loss
 _ROUNDOFF = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float64): 2.0**-53}
 _EXTRA_ROUNDINGS = 16  # of a product's inputs, generously

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from d3still.evaluation import evaluate_distances, evaluate_ranking, ranks
+from d3still.evaluation.labels import match
+from d3still.evaluation.ranking import _Distances
 from d3still.evaluation.scores import make_similarity
 from tests.evaluation.naive import naive_ranking
 
@@ -161,6 +163,35 @@ def test_adversarial_features_rank_as_double_precision_does():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_adversarial_cuda_tensors_rank_as_double_precision_does():
     check_adversarial(lambda side: torch.from_numpy(side).cuda())
+
+
+class WorstProduct(_Distances):
+    """A product that errs by as much as its bands allow, up or down as chance has it; the bands of hits differ."""
+
+    def __init__(self, distances, columns, error):
+        super().__init__(distances, columns)
+        signs = np.random.default_rng(1).choice([-1, 1], distances.shape)
+        self.product_of = -distances / self._unit + 0.999 * error / 2 * signs
+        self.error = error * np.random.default_rng(2).choice([1, 4], distances.shape)
+
+    def product(self, queries, out):
+        out[:] = self.product_of[np.ix_(queries, self.columns)]
+
+    def bands(self, queries, columns, level):
+        return np.zeros(len(level)), self.error[queries, self.columns[columns]]
+
+
+@pytest.mark.parametrize("error", [1e-6, 1e-3, 0.03, 0.5, 3])
+def test_whatever_a_product_makes_of_its_bands_the_exact_scores_decide(error):
+    """Independent: the naive ranking of the distances themselves."""
+    rng = np.random.default_rng(0)
+    distances = rng.random((40, 300))
+    ids, cams = (rng.integers(0, 6, 40), rng.integers(0, 6, 300)), (rng.integers(0, 3, 40), rng.integers(0, 3, 300))
+    expected = naive_ranking((-distances).tolist(), *(side.tolist() for side in (*ids, *cams)))
+    matches = match(*ids, *cams, (40, 300), True)
+    ap, _, first = ranks.rank(WorstProduct(distances, matches.gallery_order, error), matches)
+    np.testing.assert_allclose(ap, expected.ap, atol=1e-14)
+    assert first.tolist() == expected.first_hit
 
 
 def test_features_that_a_float32_product_cannot_tell_apart_take_longer_but_rank_the_same():
