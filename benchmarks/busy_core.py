@@ -15,6 +15,10 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.goals import Goal, judge
+
 STEPS = 43  # an epoch of the emoji set's stage 0
 SIDE, BATCH, CLASSES = 24, 96, 100
 GOAL_BUSY, GOAL_ALONE = 1.5, 1.05
@@ -81,15 +85,13 @@ def main() -> int:
             seconds[busy, choice], threads = measure(choice, busy, args.steps)
             chosen = "" if choice else ", as chosen"
             print(f"| {busy} of {cores} | {threads}{chosen} | {seconds[busy, choice]:.1f} |", flush=True)
-    ratios = {
-        f"beside a busy core, chosen / one thread, at most {GOAL_BUSY}": seconds[1, None] / seconds[1, 1] / GOAL_BUSY,
-        f"alone, chosen / {cores} threads, at most {GOAL_ALONE}": seconds[0, None] / seconds[0, cores] / GOAL_ALONE,
-    }
-    for goal, ratio in ratios.items():
-        print(f"{goal}: {'met' if ratio <= 1 else 'missed'}")
-    return int(any(ratio > 1 for ratio in ratios.values()))
+    return judge(
+        [
+            Goal("beside a busy core, chosen / one thread", seconds[1, None] / seconds[1, 1], GOAL_BUSY),
+            Goal(f"alone, chosen / {cores} threads", seconds[0, None] / seconds[0, cores], GOAL_ALONE),
+        ]
+    )
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     sys.exit(main())

@@ -27,6 +27,7 @@ from torchvision import transforms as tv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.goals import Goal, judge
 from d3still.data import Normalizer, Sample, pair_loader
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -151,13 +152,16 @@ def main():
     )
     print("| workers | batch | obvious, images/s | obvious, one decode | pair loader | factor | to one decode |")
     print("|---|---|---|---|---|---|---|")
+    goals = []
     with tempfile.TemporaryDirectory() as folder:
         samples = make_photos(Path(folder), arguments.images)
         for workers, batch in itertools.product(arguments.workers, arguments.batches):
             twice, once, ours = measure(samples, batch, workers, arguments.rounds)
             rates = f"{twice:.0f} | {once:.0f} | {ours:.0f} | {ours / twice:.2f} | {ours / once:.2f}"
             print(f"| {workers} | {batch} | {rates} |", flush=True)
+            goals.append(Goal(f"{workers} workers, batch {batch}, times the obvious", ours / twice, 2, at_least=True))
+    return judge(goals)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,8 @@
 Features are made to be like those of retrieval: images of an identity lie around its centre, twenty to an
 identity, centres fill 64 of the 512 dimensions, queries are further images of some identities. Lists, codes and
 the effort of a search are what tools/index_net.py build would choose for recall@10 ≥ 0.95. Prints one Markdown row
-an index, and what 100 M images would need, calculated from the largest.
+an index, what 100 M images would need, calculated from the largest, and the goals: that recall where codes do not
+lose it for good, and codes that take at most 0.15 of the exact features' bytes.
 
 Everything runs on one thread and is timed in processor seconds, so that what else the machine does hardly matters:
 queries/s are those of one core.
@@ -28,6 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.goals import Goal, judge
 from d3still.deploy.extras import require
 from d3still.deploy.index_file import write_faiss
 from d3still.deploy.kinds import IndexOptions, add, new_index, train
@@ -40,6 +42,7 @@ QUERIES, TIMES = 1000, 3  # searched together, the fastest of so many times
 TUNED_WITH = 500  # of these, as a build chooses the effort with
 ALONE = 100  # searched one by one, the median of all
 HUNDRED_MILLION = 100_000_000
+WANTED, SMALLER = 0.95, 0.15  # goals: recall@10; bytes of codes, as a share of the exact features'
 KINDS = {
     "exact": IndexOptions("exact"),
     "ivf": IndexOptions("ivf"),
@@ -88,7 +91,7 @@ class Features:
         distinct, place = np.unique(identities, return_inverse=True)
         centres = np.stack([np.random.default_rng([3, int(i)]).standard_normal(INNER, np.float32) for i in distinct])
         inner = centres[place] + WITHIN * rng.standard_normal((len(identities), INNER), np.float32)
-        noise = rng.standard_normal((len(identities), WIDTH), np.float32) * (EVERYWHERE * np.sqrt(INNER / WIDTH))
+        noise = rng.standard_normal((len(identities), WIDTH), np.float32) * (EVERYWHERE * (INNER / WIDTH) ** 0.5)
         features = inner @ self.axes + noise
         return features / np.linalg.norm(features, axis=1, keepdims=True)
 
@@ -157,6 +160,14 @@ def describe(row: Row) -> str:
     )
 
 
+def goal(row: Row) -> Goal:
+    """What an index is to reach: its recall, or, where codes lose some for good, its size."""
+    name = f"{row.images:,} images, {row.kind}"
+    if KINDS[row.kind].kind == "ivfpq":
+        return Goal(f"{name}, share of the exact bytes", row.bytes_per_image / (4 * WIDTH), SMALLER)
+    return Goal(f"{name}, recall@{RECALL_AT}", row.recall, WANTED, at_least=True)
+
+
 def hundred_million(row: Row) -> str:
     """What this index would need for 100 M images: its bytes and its time per image looked at, times more images."""
     grown = HUNDRED_MILLION / row.images
@@ -183,8 +194,8 @@ def on_one_thread() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure, print, judge; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=int, default=[10_000, 100_000])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
@@ -195,6 +206,7 @@ def main() -> None:
     print("| images | kind | looked at | recall@10 | queries/s | ms, one alone | bytes/image | build, s |")
     print("|---|---|---|---|---|---|---|---|")
     largest: dict[str, Row] = {}
+    goals = []
     for images in args.sizes:
         features = Features(images)
         blocks, queries = list(features.gallery()), features.queries()
@@ -202,11 +214,13 @@ def main() -> None:
         for kind in args.kinds:
             row = largest[kind] = measure(kind, blocks, queries, truth)
             print(describe(row), flush=True)
+            goals.append(goal(row))
     print("\n100 M images, calculated:\n\n| kind | size | one query alone | how |\n|---|---|---|---|")
     for row in largest.values():
         print(hundred_million(row))
+    return judge(goals)
 
 
 if __name__ == "__main__":
     on_one_thread()
-    main()
+    sys.exit(main())

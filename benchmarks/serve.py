@@ -26,6 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.goals import Goal, judge
 from benchmarks.search import WIDTH, Features
 from d3still.deploy import GalleryImage, GalleryIndex, IndexOptions
 from d3still.deploy.kinds import add, new_index
@@ -34,7 +35,7 @@ SERVICE = Path(__file__).resolve().parents[1] / "tools/serve_net.py"
 CLIENTS = (1, 8, 64)
 SECONDS = 5.0  # of each measurement
 TOPK = 10
-GOAL = 0.5
+GOAL = 0.5  # of the bare loop's rate, with the most clients
 
 
 def saved_index(images: int, path: Path) -> tuple[GalleryIndex, np.ndarray]:
@@ -108,15 +109,15 @@ def row(images: int, how: str, rate: float, times: list[float]) -> str:
     return f"| {images:,} | {how} | {rate:,.0f} | {median:.2f} | {high:.2f} |"
 
 
-def main() -> None:
-    """Measure, print, judge."""
+def main() -> int:
+    """Measure, print, judge; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=int, default=[10_000, 100_000])
     args = parser.parse_args()
     threads = os.environ.get("OMP_NUM_THREADS", "unset")
     print(f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}\n")
     print("| images | who asks | requests/s | p50, ms | p99, ms |\n|---|---|---|---|---|")
-    met = True
+    goals = []
     for images in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             index, queries = saved_index(images, Path(folder) / "gallery.index")
@@ -124,17 +125,19 @@ def main() -> None:
             print(row(images, "a bare FAISS loop", alone, times), flush=True)
             process, port = started(Path(folder) / "gallery.index")
             try:
+                refused = 0
                 for clients in CLIENTS:
-                    rate, times, refused = served(port, queries, clients)
+                    rate, times, more = served(port, queries, clients)
+                    refused += more
                     print(row(images, f"{clients} client{'s' if clients > 1 else ''}", rate, times), flush=True)
-                    met = met and not refused
-                met = met and rate >= GOAL * alone
+                share = f"{images:,} images, {clients} clients, of the bare loop's rate"
+                goals += [Goal(share, rate / alone, GOAL, at_least=True)]
+                goals += [Goal(f"{images:,} images, requests refused", refused, 0)]
             finally:
                 process.terminate()
                 process.wait()
-    print(f"\n64 clients: at least {GOAL:g} of the bare loop, none refused: {'met' if met else 'MISSED'}")
-    sys.exit(not met)
+    return judge(goals)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

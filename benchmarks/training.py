@@ -20,6 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.goals import Goal, judge
 from d3still.config import load_config
 from d3still.distillers import Distiller
 from d3still.engine import Trainer, choose_precision
@@ -32,6 +33,7 @@ from d3still.solver import OPTIMIZER_BUILDERS
 
 CONFIGS = ("configs/emoji/rop.yaml", "configs/emoji/acd_rop.yaml")
 WARM_UP = 3
+STEP, WAIT, ANALYSIS = 1.1, 5, 0.3  # goals: step / bare, data wait in %, RAHO's analysis as a share of an epoch
 
 
 def bare_step(distiller: Distiller, precision, images, pair):
@@ -74,7 +76,7 @@ def make_trainer(path, precision_name, settings):
 
 
 def measure(path, precision_name, steps, settings):
-    """One row of the table."""
+    """One row of the table, and its goals."""
     trainer = make_trainer(path, precision_name, settings)
     distiller, precision, device = trainer.distiller, trainer.precision, trainer.device
     distiller.train()
@@ -107,15 +109,17 @@ def measure(path, precision_name, steps, settings):
                 seconds[name].append(duration)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     per_step = len(images) + len(pair.low)
-    return (
+    ratio, waited = medians["step"] / medians["bare"], 100 * sum(waits) / sum(seconds["loader"])
+    row = (
         f"| {Path(path).stem} | {precision_name} | {medians['bare']:.3f} | {medians['step']:.3f} "
-        f"| {medians['step'] / medians['bare']:.2f} | {medians['loader'] / medians['bare']:.2f} "
-        f"| {per_step / medians['loader']:.0f} | {100 * sum(waits) / sum(seconds['loader']):.1f} % "
-        f"| {peak_memory(device) / 2**20:.0f} |"
+        f"| {ratio:.2f} | {medians['loader'] / medians['bare']:.2f} "
+        f"| {per_step / medians['loader']:.0f} | {waited:.1f} % | {peak_memory(device) / 2**20:.0f} |"
     )
+    name = f"{Path(path).stem}, {precision_name}"
+    return row, [Goal(f"{name}, step / bare", ratio, STEP), Goal(f"{name}, % of data wait", waited, WAIT)]
 
 
-def analysis_row(path, precision_name, settings):
+def analysis_goal(path, precision_name, settings):
     """RAHO's analysis against one epoch, both measured: a tenth of each."""
     trainer = make_trainer(path, precision_name, settings)
     share = max(1, trainer.num_steps(0) // 10)
@@ -133,11 +137,11 @@ def analysis_row(path, precision_name, settings):
     epoch = timed(trainer.device, lambda: [trainer._train_on(*next(batches)) for _ in range(share)])
     pair_batches, steps = trainer.pair_loader.num_batches(0), trainer.num_steps(0)
     ratio = (analysis * pair_batches) / (epoch * steps)
-    return f"RAHO's analysis ({precision_name}): {ratio:.2f} of an epoch (goal ≤ 0.3), from {share} batches of each"
+    return Goal(f"RAHO's analysis, {precision_name}, of an epoch, from {share} batches of each", ratio, ANALYSIS)
 
 
 def main():
-    """Print the table."""
+    """Print the table and the goals; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", default=CONFIGS)
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
@@ -148,12 +152,14 @@ def main():
         "| run | precision | bare, s | step, s | step / bare | with loader / bare | images/s | data wait | peak MiB |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
+    goals = []
     for path in args.config:
         for precision_name in args.precision:
-            print(measure(path, precision_name, args.steps, args.opts), flush=True)
-    for precision_name in args.precision:
-        print("\n" + analysis_row(args.config[-1], precision_name, args.opts))
+            row, found = measure(path, precision_name, args.steps, args.opts)
+            print(row, flush=True)
+            goals += found
+    return judge(goals + [analysis_goal(args.config[-1], name, args.opts) for name in args.precision])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -263,6 +263,8 @@ def test_a_port_in_use_is_named(serve_net):
             serve_net.bound("127.0.0.1", port)
     with pytest.raises(UserError, match="cannot listen"):
         serve_net.bound("127.0.0.1", 99999)
+    with serve_net.bound("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP, "else asyncio leaves Nagle's algorithm on: 40 ms an answer"
     assert serve_net.is_loopback("127.0.0.1") and serve_net.is_loopback("::1")
     assert not serve_net.is_loopback("0.0.0.0") and not serve_net.is_loopback("example.org")
 
