@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from d3still.config import Config
+from d3still.config import Config, run_dir
 from d3still.errors import UserError
 from d3still.files import write_atomically
 from d3still.plans.plan import PlannedRun, Planner
@@ -79,9 +79,8 @@ def plan_sweep(
             name = f"{own.OUTPUT_DIR.EXPERIMENT_NAME}/{SWEEP}/{key}={plain(value)}"
             extra = {} if value == value_of(own, key) else {key: text, "OUTPUT_DIR.EXPERIMENT_NAME": name}
             runs.setdefault(value, {})[seed] = planner.add(path, seed, extra)
-    experiment = Path(own.OUTPUT_DIR.ROOT_PATH) / own.OUTPUT_DIR.EXPERIMENT_NAME
     ordered = sorted(runs, key=lambda value: (isinstance(value, str), value))
-    return SweepPlan(key, {value: runs[value] for value in ordered}, planner.runs, experiment / SWEEP)
+    return SweepPlan(key, {value: runs[value] for value in ordered}, planner.runs, run_dir(own).parent / SWEEP)
 
 
 def value_of(cfg: Config, key: str) -> Any:

@@ -1,6 +1,5 @@
 """compare_net, sweep_net and visualize_net as commands: on finished runs, and (slow) from training to the report."""
 
-import importlib
 import json
 import re
 import signal
@@ -18,20 +17,6 @@ from tests.reporting.fabricate import images, make_log
 from tests.tiny import GALLERY, REPOSITORY, SETTINGS, overrides, stage_settings, tool
 
 BASELINES = ("rop", "fitnet")
-
-
-@pytest.fixture
-def run_tool(monkeypatch, capsys):
-    """``run_tool("compare_net", …)`` runs a command's main in this process; its status and what it printed."""
-
-    def run(name, *arguments):
-        monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
-        module = importlib.import_module(name)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        status = module.main()
-        return status, capsys.readouterr().out
-
-    return run
 
 
 @pytest.fixture
