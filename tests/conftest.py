@@ -21,9 +21,9 @@ def veri(tmp_path_factory):
 def run_stage(veri):
     """``run_stage(stage, log, …)`` trains one of configs/veri's stages on the tiny folder, in this process."""
 
-    def run(stage, log, resume="auto", **more):
+    def run(stage, log, resume="auto", accept_changes=False, **more):
         settings = overrides(veri, log, **stage_settings(stage, log), **more)
-        return train(load_config(REPOSITORY / f"configs/veri/{stage}.yaml", settings), resume)
+        return train(load_config(REPOSITORY / f"configs/veri/{stage}.yaml", settings), resume, accept_changes)
 
     return run
 

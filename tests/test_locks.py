@@ -3,23 +3,12 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from d3still.errors import UserError
 from d3still.locks import locked
-from tests.tiny import REPOSITORY
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from d3still.locks import locked
-with locked(Path(sys.argv[1])):
-    print("there", flush=True)
-    time.sleep(60)
-"""
+from tests.tiny import held_by_another
 
 
 def names(folder):
@@ -34,8 +23,7 @@ def quick(monkeypatch):
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_the_second_process_is_told_who_is_first_and_a_dead_one_does_not_count(tmp_path, quick, end):
     folder = tmp_path / "log/run"
-    with subprocess.Popen([sys.executable, "-c", HOLD, folder], cwd=REPOSITORY, stdout=subprocess.PIPE) as first:
-        assert first.stdout.readline() == b"there\n"
+    with held_by_another(folder) as first:
         with pytest.raises(UserError) as refused, locked(folder):
             pass
         assert str(refused.value) == (

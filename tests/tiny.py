@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,27 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
                 if value.HasField("simple_value"):
                     found.setdefault(value.tag, []).append((event.step, value.simple_value))
     return found
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from d3still.locks import locked
+with locked(Path(sys.argv[1])):
+    print("there", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held_by_another(folder: Path) -> Iterator[subprocess.Popen]:
+    """A process that has the folder's lock."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder], cwd=REPOSITORY, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"there\n"
+        try:
+            yield first
+        finally:
+            first.kill()
 
 
 def tool(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:

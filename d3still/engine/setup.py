@@ -239,6 +239,7 @@ class Data:
 
     def identity(self) -> BatchLoader:
         """Identity-balanced batches for the network that learns."""
+        self._require_statistics("IMS_PER_BATCH")
         train = self.dataset.train
         return identity_loader(
             train,
@@ -254,6 +255,7 @@ class Data:
 
     def pairs(self) -> BatchLoader:
         """Two views of each image, for both networks."""
+        self._require_statistics("IMS_DISTILLATION_PER_BATCH")
         i, train = self.cfg.INPUT, self.dataset.train
         return pair_loader(
             train,
@@ -273,6 +275,15 @@ class Data:
         """Each of ``samples`` once, at the size of the network that embeds it."""
         cache = self._cache(samples)
         return test_loader(samples, size=size, batch_size=self.cfg.TEST.IMS_PER_BATCH, cache=cache, **self._common)
+
+    def _require_statistics(self, key: str) -> None:
+        """Refuse a single image a rank, which batch norm, unless it is synchronised, cannot take statistics of."""
+        batch, ranks = self.cfg.SOLVER[key], self.ranks.world_size
+        if batch // ranks < 2 and not self.cfg.EXPERIMENT.SYNC_BN:
+            raise UserError(
+                f"SOLVER.{key} {batch} leaves each of {ranks} ranks one image, too few for batch norm; raise it to "
+                f"{2 * ranks}, or start fewer ranks"
+            )
 
     def _augmentation(self) -> dict[str, Any]:
         return {

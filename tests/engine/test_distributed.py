@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from d3still.config import load_config
+from d3still.engine.distributed import Rank
 from d3still.engine.finished_run import test as evaluate_run
+from d3still.engine.setup import Data, open_dataset
+from d3still.errors import UserError
 from tests.engine import two_ranks
-from tests.tiny import REPOSITORY, overrides, picture, stage_settings
+from tests.tiny import REPOSITORY, held_by_another, overrides, picture, stage_settings
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
@@ -85,6 +88,29 @@ def test_a_rank_that_fails_ends_the_run_with_its_error(chain, veri, tmp_path):
     done = torchrun("tools/train_net.py", "--config-file", "configs/veri/rop.yaml", *settings, timeout=120)
     assert done.returncode != 0 and time.monotonic() - began < 100
     assert f"{victim.name} is empty" in done.stderr.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_a_second_start_on_two_ranks_ends_both(chain, veri, tmp_path):
+    settings = overrides(veri, tmp_path, **stage_settings("rop", chain))
+    folder = tmp_path / "VeRi776/rop/seed2024"
+    with held_by_another(folder) as first:
+        done = torchrun("tools/train_net.py", "--config-file", "configs/veri/rop.yaml", *settings, timeout=120)
+    assert done.returncode != 0 and f"is in use by process {first.pid} on" in done.stderr
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+@pytest.mark.parametrize("key", ["IMS_PER_BATCH", "IMS_DISTILLATION_PER_BATCH"])
+def test_one_image_a_rank_is_refused(veri, tmp_path, key):
+    def loader(batch):
+        more = {"DATALOADER__SAMPLER": "softmax", "ROP__TOPK": 2, f"SOLVER__{key}": batch}
+        cfg = load_config(REPOSITORY / "configs/veri/rop.yaml", overrides(veri, tmp_path, **more))
+        data = Data(cfg, open_dataset(cfg), Rank(1, 2), torch.device("cpu"))
+        return data.identity() if key == "IMS_PER_BATCH" else data.pairs()
+
+    with pytest.raises(UserError, match=rf"SOLVER\.{key} 2 leaves each of 2 ranks one image.*raise it to 4"):
+        loader(2)
+    assert loader(4).num_batches(0) == 9, "36 images"
 
 
 def test_batches_that_the_ranks_do_not_divide_are_refused(chain, veri, tmp_path):

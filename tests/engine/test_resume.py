@@ -1,6 +1,7 @@
 """A run that is stopped and started again ends exactly like one that never stopped."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import yaml
 
 from d3still.config import dump_config, load_config
 from d3still.distillers import DISTILLERS
+from d3still.engine.finished_run import test as evaluate_run
 from d3still.engine.signals import Preempted
 from d3still.engine.trainer import Trainer
 from d3still.errors import UserError
 from d3still.files import write_atomically
 from d3still.runs.checkpoint import load_checkpoint, save_checkpoint
 from d3still.runs.folder import config_differences
-from tests.tiny import REPOSITORY, curves, overrides, stage_settings
+from tests.tiny import REPOSITORY, curves, held_by_another, overrides, stage_settings
 
 VOLATILE = {"seconds", "images_per_second", "data_wait", "peak_memory_mib", "steps"}
 
@@ -136,6 +138,47 @@ def test_resume_from_a_path(chain, run_stage, tmp_path):
     assert (whole / "epoch_1.pth").exists() and not (whole / "epoch_2.pth").exists(), "the last epoch is last.pth"
     from_copy = run_stage("rop", tmp_path / "copy", resume=str(whole / "epoch_1.pth"), **more)
     assert result(whole)[2] == result(from_copy)[2]
+
+
+def test_a_run_whose_start_weights_or_images_changed_goes_on_only_when_told_to(chain, run_stage, veri, tmp_path):
+    """A copy of the data elsewhere is the same data; then an image and the gallery network change."""
+    data, weights = shutil.copytree(veri, tmp_path / "elsewhere"), tmp_path / "gallery.pth"
+    shutil.copy(chain / "VeRi776/vanilla/seed2024/last.pth", weights)
+    more = {"DISTILLER__TEACHER_MODEL_PATH": weights, "SOLVER__CHECKPOINT_PERIOD": 1}
+    folder = run_stage("rop", tmp_path / "log", **more)
+    first, again = str(folder / "epoch_1.pth"), {**more, "DATASETS__ROOT_DIR": data}
+    assert run_stage("rop", tmp_path / "log", **again) == folder
+    victim = next((data / "image_query").iterdir())
+    victim.write_bytes(victim.read_bytes() + b" ")
+    state = load_checkpoint(weights)
+    state["gallery"]["fc.classifier.weight"] += 1
+    torch.save(state, weights)
+    before = sorted(path.read_bytes() for path in folder.glob("*.*"))
+    for resume in ("auto", first):  # it is finished; it would go on
+        with pytest.raises(UserError) as refused:
+            run_stage("rop", tmp_path / "log", resume=resume, **again)
+        changed = "weights that DISTILLER.TEACHER_MODEL_PATH names are others; names, sizes or labels of the query images"
+        assert changed in str(refused.value) and "--accept-changes" in str(refused.value)
+    assert sorted(path.read_bytes() for path in folder.glob("*.*")) == before
+    run_stage("rop", tmp_path / "log", resume=first, accept_changes=True, **again)
+    assert [line["epoch"] for line in result(folder)[1]] == [0, 1]
+    run_stage("rop", tmp_path / "log", **again)  # from now on it is the run of these
+
+
+def test_a_second_process_trains_nothing_and_a_test_may_look(chain, run_stage, veri, tmp_path, monkeypatch):
+    """The first one has the lock of the folder; no file of it changes."""
+    monkeypatch.setattr("d3still.locks.WAIT_SECONDS", 0.1)
+    shutil.copytree(chain, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "VeRi776/rop/seed2024"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with held_by_another(folder) as first:
+        for resume in ("auto", "never"):
+            with pytest.raises(UserError, match=rf"is in use by process {first.pid} on .*; wait until it is done"):
+                run_stage("rop", tmp_path, resume=resume)
+        settings = overrides(veri, tmp_path, **stage_settings("rop", tmp_path))
+        assert evaluate_run(load_config(REPOSITORY / "configs/veri/rop.yaml", settings)).summaries()["AIR"]
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}.items()
+    run_stage("rop", tmp_path)  # the lock of a dead process does not bind
 
 
 @pytest.mark.parametrize(
