@@ -157,7 +157,7 @@ def test_a_run_whose_start_weights_or_images_changed_goes_on_only_when_told_to(c
     for resume in ("auto", first):  # it is finished; it would go on
         with pytest.raises(UserError) as refused:
             run_stage("rop", tmp_path / "log", resume=resume, **again)
-        changed = "weights that DISTILLER.TEACHER_MODEL_PATH names are others; names, sizes or labels of the query images"
+        changed = "weights that DISTILLER.TEACHER_MODEL_PATH names are others; names, sizes or labels of the query"
         assert changed in str(refused.value) and "--accept-changes" in str(refused.value)
     assert sorted(path.read_bytes() for path in folder.glob("*.*")) == before
     run_stage("rop", tmp_path / "log", resume=first, accept_changes=True, **again)
