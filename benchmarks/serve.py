@@ -5,7 +5,7 @@
 The service runs in a process of its own, as tools/serve_net.py starts it; clients send features as raw float32
 over one kept connection each. Features are those of benchmarks/search.py. Ends with its goals and whether they are
 met: with 64 clients at least half of the bare loop's queries a second, since searches that wait go to the index
-together, and no request refused.
+together, and no request refused. Processor time is the service's own, which what else the machine does hardly changes.
 """
 
 from __future__ import annotations
@@ -50,20 +50,27 @@ def saved_index(images: int, path: Path) -> tuple[GalleryIndex, np.ndarray]:
     return index, features.queries()
 
 
-def bare(index: GalleryIndex, queries: np.ndarray) -> tuple[float, list[float]]:
-    """Queries a second and seconds of each, one after the other, without a service."""
+def bare(index: GalleryIndex, queries: np.ndarray) -> tuple[float, list[float], float]:
+    """Queries a second, seconds of each, and processor seconds of each, one by one, without a service."""
     times: list[float] = []
-    stop = time.perf_counter() + SECONDS
+    stop, used = time.perf_counter() + SECONDS, time.process_time()
     while time.perf_counter() < stop:
         began = time.perf_counter()
         index.index.search(queries[len(times) % len(queries)][None], TOPK)
         times.append(time.perf_counter() - began)
-    return len(times) / sum(times), times
+    return len(times) / sum(times), times, (time.process_time() - used) / len(times)
 
 
-def served(port: int, queries: np.ndarray, clients: int) -> tuple[float, list[float], int]:
-    """Requests a second, seconds of each, and how many were refused."""
+def processor_seconds(pid: int) -> float:
+    """What a process has used so far, in its own code and in the kernel's."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def served(service: int, port: int, queries: np.ndarray, clients: int) -> tuple[float, list[float], float, int]:
+    """Requests a second, seconds of each, the service's processor seconds for each, and how many were refused."""
     times: list[float] = []
+    used = processor_seconds(service)
     refused, stop = [0], time.perf_counter() + SECONDS
 
     def ask(first: int) -> None:
@@ -84,7 +91,8 @@ def served(port: int, queries: np.ndarray, clients: int) -> tuple[float, list[fl
         thread.start()
     for thread in threads:
         thread.join()
-    return len(times) / (time.perf_counter() - began), times, refused[0]
+    seconds = time.perf_counter() - began
+    return len(times) / seconds, times, (processor_seconds(service) - used) / len(times), refused[0]
 
 
 def started(index: Path) -> tuple[subprocess.Popen, int]:
@@ -103,10 +111,10 @@ def started(index: Path) -> tuple[subprocess.Popen, int]:
     sys.exit("the service does not start")
 
 
-def row(images: int, how: str, rate: float, times: list[float]) -> str:
+def row(images: int, how: str, rate: float, times: list[float], used: float) -> str:
     """A row of the table."""
     median, high = np.percentile(times, [50, 99]) * 1000
-    return f"| {images:,} | {how} | {rate:,.0f} | {median:.2f} | {high:.2f} |"
+    return f"| {images:,} | {how} | {rate:,.0f} | {median:.2f} | {high:.2f} | {used * 1000:.2f} |"
 
 
 def main() -> int:
@@ -116,20 +124,20 @@ def main() -> int:
     args = parser.parse_args()
     threads = os.environ.get("OMP_NUM_THREADS", "unset")
     print(f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}\n")
-    print("| images | who asks | requests/s | p50, ms | p99, ms |\n|---|---|---|---|---|")
+    print("| images | who asks | requests/s | p50, ms | p99, ms | processor, ms |\n|---|---|---|---|---|---|")
     goals = []
     for images in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             index, queries = saved_index(images, Path(folder) / "gallery.index")
-            alone, times = bare(index, queries)
-            print(row(images, "a bare FAISS loop", alone, times), flush=True)
+            alone, *more = bare(index, queries)
+            print(row(images, "a bare FAISS loop", alone, *more), flush=True)
             process, port = started(Path(folder) / "gallery.index")
             try:
                 refused = 0
                 for clients in CLIENTS:
-                    rate, times, more = served(port, queries, clients)
-                    refused += more
-                    print(row(images, f"{clients} client{'s' if clients > 1 else ''}", rate, times), flush=True)
+                    rate, *more, turned_away = served(process.pid, port, queries, clients)
+                    refused += turned_away
+                    print(row(images, f"{clients} client{'s' if clients > 1 else ''}", rate, *more), flush=True)
                 share = f"{images:,} images, {clients} clients, of the bare loop's rate"
                 goals += [Goal(share, rate / alone, GOAL, at_least=True)]
                 goals += [Goal(f"{images:,} images, requests refused", refused, 0)]

@@ -102,9 +102,14 @@ def opened(args: argparse.Namespace) -> Gallery:
     if (args.engine == "faiss") != bool(args.index) or (args.engine == "milvus") != bool(args.uri):
         raise UserError("give the index file (--index), or --engine milvus with --uri")
     from d3still.deploy import GalleryIndex
+    from d3still.deploy.kinds import answer_few_together
     from d3still.deploy.milvus import MilvusGallery
 
-    return GalleryIndex.load(args.index) if args.engine == "faiss" else MilvusGallery.open(args.uri)
+    if args.engine == "milvus":
+        return MilvusGallery.open(args.uri)
+    gallery = GalleryIndex.load(args.index)
+    answer_few_together(gallery.width)
+    return gallery
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ _LEARNT_FROM = 64  # features to learn a list or a code from: more cost time and
 _CODE_BITS = 8
 _CODES = 2**_CODE_BITS
 _HNSW_LINKS, _HNSW_CONSTRUCTION = 32, 80
+_TOGETHER = 8  # queries that one matrix product answers faster than passes over the features
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,16 @@ def without(index: Any, rows: np.ndarray) -> Any:
     if hasattr(index, "hnsw"):
         return faiss.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
     return faiss.SearchParameters(sel=selector)
+
+
+def answer_few_together(width: int) -> None:
+    """Let FAISS answer from eight queries on by one matrix product, in this process: a tenth of the time for 64.
+
+    By itself it takes them one by one up to 128,000 numbers (250 queries of width 512), and older versions, which
+    count queries, up to 20: that stays. A score may differ in its last bits by how many are asked together.
+    """
+    settings = require("faiss", "an index").cvar
+    settings.distance_compute_blas_threshold = min(settings.distance_compute_blas_threshold, _TOGETHER * width)
 
 
 def has_lists(index: Any) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 from d3still.data import Sample
 from d3still.deploy import Embedder, GalleryImage, GalleryIndex, IndexOptions, export_network
 from d3still.deploy import index_file as index_file_module
-from d3still.deploy.kinds import KINDS, set_effort
+from d3still.deploy.kinds import KINDS, add, answer_few_together, new_index, set_effort
 from d3still.deploy.listing import list_images
 from d3still.deploy.recall import _least_effort
 from d3still.errors import UserError
@@ -413,3 +413,19 @@ def test_names_that_are_no_unicode(gallery, tmp_path):
     GalleryIndex.build(gallery, tmp_path).save(tmp_path / "a.index")
     assert GalleryIndex.load(tmp_path / "a.index").images[0].path == path
     assert json.dumps([path])
+
+
+def test_few_queries_are_answered_together_with_the_same_answers(monkeypatch):
+    """From 8 of 64 numbers; where FAISS itself does so from fewer on, that stays."""
+    import faiss
+
+    features = np.random.default_rng(0).standard_normal((300, 64), np.float32)
+    index = new_index(IndexOptions(), 64, 300)
+    add(index, lambda: iter([features]))
+    one_by_one = index.search(features[:40], 5)
+    for own, expected in ((128_000, 512), (20, 20)):
+        monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", own)
+        answer_few_together(64)
+        assert faiss.cvar.distance_compute_blas_threshold == expected
+        together = index.search(features[:40], 5)
+        assert (together[1] == one_by_one[1]).all() and np.allclose(together[0], one_by_one[0], atol=1e-4)

@@ -271,6 +271,10 @@ def test_a_port_in_use_is_named(serve_net):
 
 def test_sigterm_lets_a_request_at_work_end(serve_net, gallery, tmp_path, monkeypatch):
     """The command returns, which is status 0, once a request whose body was still to come has its answer."""
+    import faiss
+
+    limit = "distance_compute_blas_threshold"  # that the command sets; put back after the test
+    monkeypatch.setattr(faiss.cvar, limit, getattr(faiss.cvar, limit))
     gallery.save(tmp_path / "gallery.index")
     listening, body, answers = serve_net.bound("127.0.0.1", 0), gallery.features()[0].tobytes(), []
     asked = socket.create_connection(listening.getsockname(), timeout=20)
