@@ -43,6 +43,11 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(INTERRUPTED)
 
 
+def speaks() -> bool:
+    """Whether this process prints results: of several ranks one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def _console() -> Iterator[None]:
     """What the package logs goes to the console from the first line on: how a config is read, too.
@@ -52,7 +57,7 @@ def _console() -> Iterator[None]:
     logger, console = logging.getLogger("d3still"), logging.StreamHandler(sys.stderr)
     level = logger.level
     logger.addHandler(console)
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logger.setLevel(logging.INFO if speaks() else logging.ERROR)
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,7 +87,7 @@ def main() -> None:
         from d3still.engine.finished_run import test
 
         results = test(load_config(args.config_file, args.opts), exported(args.query_onnx)).results
-    if os.environ.get("RANK", "0") == "0":  # of several ranks one prints
+    if _bootstrap.speaks():
         print(json.dumps({name: r.summary() for name, r in results.items()}) if args.json else table(results))
 
 

@@ -1,10 +1,14 @@
 """What is found out of a plan's runs before they are trained."""
 
+import shutil
+
 import pytest
+import torch
 
 from d3still.errors import UserError
 from d3still.plans.plan import Planner
 from d3still.plans.training import Training
+from d3still.runs.checkpoint import load_checkpoint
 from tests.data.helpers import save_all
 from tests.tiny import REPOSITORY, overrides
 
@@ -34,6 +38,21 @@ def test_data_is_looked_for_where_a_run_looks_for_it(tmp_path, monkeypatch):
     training = Training()
     training.check(runs[0], runs)
     assert not training.is_finished(runs[0])
+
+
+def test_a_finished_run_of_other_start_weights_does_not_count(chain, veri, tmp_path):
+    """The gallery network was trained again since: the query network that was made from it is not this plan's."""
+    log = shutil.copytree(chain, tmp_path / "log")
+    settings = overrides(veri, log)
+    planner = Planner([REPOSITORY / f"configs/veri/{name}.yaml" for name in ("vanilla", "rop")], settings)
+    run = next(run for run in (planner.add(file, 2024) for file in planner.files) if run.needs)
+    assert Training().is_finished(run)
+    weights = log / "VeRi776/vanilla/seed2024/last.pth"
+    state = load_checkpoint(weights)
+    state["gallery"]["fc.classifier.weight"] += 1
+    torch.save(state, weights)
+    with pytest.raises(UserError, match=r"made from something else: the weights that DISTILLER\.TEACHER_MODEL_PATH"):
+        Training().is_finished(run)
 
 
 def test_a_stage_before_of_another_dataset_is_named(tmp_path):

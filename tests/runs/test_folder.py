@@ -1,6 +1,7 @@
 """A run's folder: what may be gone on with, what a new run replaces and when, and who may be in it."""
 
 import json
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from d3still.errors import UserError
 from d3still.runs.checkpoint import load_checkpoint, save_checkpoint
 from d3still.runs.folder import RunFolder
 from d3still.runs.former import FormerRun
-from d3still.runs.history import read_history
+from d3still.runs.history import append_record, read_history
 from tests.tiny import REPOSITORY
 
 
@@ -143,6 +144,12 @@ def test_a_first_epoch_that_was_killed_before_its_checkpoint_starts_again(tmp_pa
     save_checkpoint(folder.best, {"epoch": 0})
     folder.add_epoch({"epoch": 0})
     assert train(folder, cfg) == "trained"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is always full")
+def test_an_epoch_that_a_full_disk_does_not_take_stops_the_run_in_one_line():
+    with pytest.raises(UserError, match=r"cannot write /dev/full: No space left.*it goes on from the last checkpoint"):
+        append_record(Path("/dev/full"), {"epoch": 0})
 
 
 class Steps:

@@ -37,6 +37,15 @@ def test_a_file_that_cannot_be_made_is_one_line(bootstrap, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path}/log/emoji: Not a directory\n"
 
 
+def test_ctrl_c_ends_a_command_quietly(bootstrap, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        bootstrap.run(interrupted)
+    assert ended.value.code == 130 and capsys.readouterr().err == ""
+
+
 def test_a_closed_pipe_ends_a_command_quietly():
     """`… | head -1`: what is printed after the reader is gone has nobody to read it."""
     code = "import _bootstrap; _bootstrap.run(lambda: print('x' * 200_000))"

@@ -28,6 +28,13 @@ def test_features_of_another_tool_are_ranked(features):
     assert found["R1"] == 100
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_ranks_one_prints(features, run_tool, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    _, printed = run_tool("test_net", "--features", features / "query.npz", features / "gallery.npz")
+    assert printed.count("83.33") == (rank == "0")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
