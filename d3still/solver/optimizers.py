@@ -30,6 +30,8 @@ class Built:
 
 # A builder takes (cfg, distiller, pairs, report): `pairs()` iterates the stage-2 pair batches once, on the
 # device; `report` is the saved one when a run is resumed, so that nothing is analysed twice.
+# `Distiller.prepare` gets the same `pairs`, before. One pass for both would save only the query network's part of it
+# (RAHO with SSP, stage 2), and would tie what a loss keeps as tensors to what an optimizer keeps as a report.
 Builder = Callable[[CfgNode, Distiller, Callable[[], Iterable[Pair]], "dict[str, Any] | None"], Built]
 
 OPTIMIZER_BUILDERS = ConfiguredRegistry("optimizer builder", "SOLVER.OPTIMIZER_BUILDER")
