@@ -11,13 +11,17 @@ from d3still.config import load_config
 from d3still.data import build_dataset, read_image
 from d3still.data.datasets.files import read_lines
 from d3still.deploy import Embedder, GalleryIndex, IndexBuilder
+from d3still.deploy.index_file import read_header
 from d3still.deploy.listing import list_images
 from d3still.deploy.milvus import MilvusGallery
+from d3still.deploy.runners import _content
 from d3still.errors import UserError
 from d3still.evaluation.features import load_features
 from d3still.modeling import read_weights
 from d3still.runs.checkpoint import load_checkpoint
 from d3still.runs.folder import RunFolder
+from d3still.runs.history import read_history
+from d3still.runs.per_query import read_per_query
 
 READERS = {
     "image": read_image,
@@ -27,6 +31,10 @@ READERS = {
     "list": read_lines,
     "config": load_config,
     "features": load_features,
+    "history": read_history,
+    "per query": read_per_query,
+    "index": read_header,
+    "onnx": _content,
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from d3still.deploy.extras import require
 from d3still.errors import UserError
-from d3still.files import write_atomically
+from d3still.files import require_regular, write_atomically
 
 VERSION = 2
 _HEADER, _IMAGES, _FAISS = "header.json", "images.json", "index.faiss"
@@ -74,6 +74,7 @@ def read_header(path: Path) -> dict[str, Any]:
 def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
     """The archive, every checksum of which is right, and its header; what then still fails is this file's fault."""
     try:
+        require_regular(path)
         with path.open("rb") as file:
             start = file.read(len(_FORMER))
             if start == _FORMER:

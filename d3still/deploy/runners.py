@@ -18,6 +18,7 @@ from d3still.deploy.description import Description, weights_hash
 from d3still.deploy.extras import require
 from d3still.deploy.network_files import read_description
 from d3still.errors import UserError
+from d3still.files import require_regular
 from d3still.modeling import RetrievalModel
 from d3still.modeling.inference import exact_inference
 from d3still.modeling.out_of_memory import InParts
@@ -191,6 +192,7 @@ def _is_whole(content: bytes) -> bool:
 
 def _content(path: Path) -> bytes:
     try:
+        require_regular(path)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such ONNX file; make it with tools/export_net.py") from error

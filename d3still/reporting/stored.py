@@ -13,7 +13,7 @@ from d3still.data import Sample
 from d3still.errors import UserError
 from d3still.evaluation import RankedLists
 from d3still.evaluation.lists import Embedded, RankedList, Ranking, rank
-from d3still.files import write_atomically
+from d3still.files import require_regular, write_atomically
 from d3still.runs.finished import METRICS, Run
 from d3still.runs.inputs import relative_names
 
@@ -81,6 +81,7 @@ def _read(run: Run) -> Ranking | None:
     """The kept lists; None where there are none of this very result, or the images have moved since."""
     path = run.folder / FILE
     try:
+        require_regular(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if str(arrays["of"]) != _fingerprint(run):

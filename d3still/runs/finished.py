@@ -15,7 +15,7 @@ import numpy as np
 
 from d3still.config import filled_in, read_tree
 from d3still.errors import UserError
-from d3still.files import user_path
+from d3still.files import require_regular, user_path
 from d3still.runs.facts import SWEEP, stage_of
 from d3still.runs.history import read_history
 from d3still.runs.per_query import read_per_query
@@ -172,6 +172,7 @@ def _or_none(read: Callable[[], Any], problems: list[str]) -> Any:
 
 def _read(path: Path, parse: Any) -> Mapping[str, Any]:
     try:
+        require_regular(path)
         value = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: {path.parent} holds no finished run") from error

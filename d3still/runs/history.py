@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d3still.errors import UserError
-from d3still.files import write_text
+from d3still.files import require_regular, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         UserError: when the file cannot be opened.
     """
     try:
+        require_regular(path)
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from d3still.errors import UserError
+from d3still.files import require_regular
 
 # dtype kinds of the arrays by the end of their name; all have an entry a query, but for the curve, which has one a rank
 KINDS = {"paths": "U", "ids": "iu", "names": "U", "ap": "f", "inp": "f", "hit": "iu", "cmc": "f"}
@@ -24,6 +25,7 @@ def read_per_query(path: Path) -> dict[str, np.ndarray]:
         UserError: when the file is damaged or holds something else.
     """
     try:
+        require_regular(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:

@@ -325,10 +325,14 @@ def test_a_variant_whose_baseline_is_missing_has_a_row_of_its_own(own_log, queri
 def test_damaged_and_foreign_folders_are_named_and_left_out(own_log):
     (own_log / "emoji/acd_rop/seed2025/metrics.json").write_text('{"AIR": {"mAP"')
     (own_log / "emoji/rop/seed2025/config.yaml").write_text("lr: 3\n")
+    endless = own_log / "emoji/vanilla/seed2025/metrics.json"
+    endless.unlink()
+    endless.symlink_to("/dev/zero")
     comparison = compared(own_log)
     assert all(row.seeds == [2024] for row in comparison.rows)
     notes = "\n".join(comparison.notes)
     assert "acd_rop/seed2025/metrics.json" in notes and "rop/seed2025/config.yaml" in notes
+    assert "vanilla/seed2025/metrics.json cannot be read ([Errno 22] it is a device, not a file)" in notes
 
 
 def test_no_run_is_an_error_that_says_where(tmp_path):
