@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,6 +61,18 @@ class LogFile(logging.FileHandler):
         """Write what is pending, if there is room."""
         with suppress(OSError):
             super().close()
+
+
+@contextmanager
+def console() -> Iterator[None]:
+    """What the package logs goes to the console, a line of visible text each."""
+    root, handler = logging.getLogger(PACKAGE), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter())
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d3still.errors import UserError
-from d3still.logs import early_records
+from d3still.logs import PACKAGE, console, early_records
 from d3still.text import visible
 
 USER_ERROR, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # exit statuses
@@ -54,12 +54,11 @@ def _console() -> Iterator[None]:
 
     Of several ranks only the first speaks.
     """
-    logger, console = logging.getLogger("d3still"), logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger(PACKAGE)
     level = logger.level
-    logger.addHandler(console)
     logger.setLevel(logging.INFO if speaks() else logging.ERROR)
     try:
-        yield
+        with console():
+            yield
     finally:
-        logger.removeHandler(console)
         logger.setLevel(level)

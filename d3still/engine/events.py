@@ -19,8 +19,7 @@ from d3still.data import ImageError
 from d3still.engine.pictures import list_grid
 from d3still.engine.retrieval import Evaluation
 from d3still.errors import UserError
-from d3still.logs import PACKAGE, early_records, log_file
-from d3still.text import VisibleFormatter
+from d3still.logs import PACKAGE, console, early_records, log_file
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ def logging_to(path: Path | None, quiet: bool = False) -> Iterator[None]:
     root.setLevel(logging.ERROR if quiet else logging.INFO)
     with ExitStack() as stack:
         if not root.handlers:
-            stack.enter_context(_console(root))
+            stack.enter_context(console())
         stack.enter_context(early_records())
         file = None if path is None else stack.enter_context(log_file(path))
         stack.enter_context(logging_redirect_tqdm([root]))
@@ -50,17 +49,6 @@ def logging_to(path: Path | None, quiet: bool = False) -> Iterator[None]:
                 text, trace = (str(error), None) if known else ("stopped by an error", sys.exc_info())
                 file.handle(root.makeRecord(root.name, logging.ERROR, __file__, 0, text, (), trace))
             raise
-
-
-@contextmanager
-def _console(root: logging.Logger) -> Iterator[None]:
-    console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(VisibleFormatter())
-    root.addHandler(console)
-    try:
-        yield
-    finally:
-        root.removeHandler(console)
 
 
 def progress_bar(total: int, initial: int, description: str, enabled: bool) -> tqdm:

@@ -37,6 +37,11 @@ def test_a_file_that_cannot_be_made_is_one_line(bootstrap, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path}/log/emoji: Not a directory\n"
 
 
+def test_names_in_what_a_command_logs_command_no_terminal(bootstrap, capsys):
+    bootstrap.run(lambda: logging.getLogger("d3still").warning("left out: %s", "a\x1b[2J\nb.png"))
+    assert capsys.readouterr().err == "left out: a\\x1b[2J\\nb.png\n"
+
+
 def test_ctrl_c_ends_a_command_quietly(bootstrap, capsys):
     def interrupted():
         raise KeyboardInterrupt
