@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,11 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.goals import Goal, judge
 from d3still.config import load_config
 from d3still.distillers import Distiller
-from d3still.engine import Trainer, choose_precision
 from d3still.engine.distributed import Rank, choose_device
-from d3still.engine.run import peak_memory
+from d3still.engine.run import build_trainer, peak_memory
 from d3still.engine.setup import Data, build_distiller, open_dataset
-from d3still.engine.step import compute_gradients, update
+from d3still.engine.step import compute_gradients, normalized_pair, normalized_pairs, update
 from d3still.runs.folder import RunFolder
 from d3still.solver import OPTIMIZER_BUILDERS
 
@@ -65,29 +65,28 @@ def synchronize(device):
 
 
 def make_trainer(path, precision_name, settings):
-    """A trainer of a config with fresh weights; nothing is written but to a temporary folder."""
+    """A config and its trainer with fresh weights; nothing is written but to a temporary folder."""
     cfg = load_config(path, ["EXPERIMENT.PRECISION", precision_name, "SOLVER.OPTIMIZER_BUILDER", "Uniform", *settings])
     device = choose_device(cfg.EXPERIMENT.DEVICE, cfg.EXPERIMENT.DEVICE_ID, 0, 1)
     dataset = open_dataset(cfg)
     distiller = build_distiller(cfg, dataset.num_classes).to(device, memory_format=torch.channels_last)
     folder = RunFolder(Path(tempfile.mkdtemp()))
-    data = Data(cfg, dataset, Rank(), device)
-    return Trainer(cfg, distiller, data, folder, choose_precision(precision_name, device), Rank(), device)
+    return cfg, build_trainer(cfg, distiller, Data(cfg, dataset, Rank(), device), folder, device)
 
 
 def measure(path, precision_name, steps, settings):
     """One row of the table, and its goals."""
-    trainer = make_trainer(path, precision_name, settings)
+    _, trainer = make_trainer(path, precision_name, settings)
     distiller, precision, device = trainer.distiller, trainer.precision, trainer.device
     distiller.train()
     identity, pair_batch = next(trainer._batches(0, 0))
-    images, labels = trainer.data.normalize(identity.to(device)), identity.labels.to(device)
-    pair = trainer._to_pair(pair_batch)
+    images, labels = trainer.normalize(identity.to(device)), identity.labels.to(device)
+    pair = normalized_pair(pair_batch, trainer.normalize, device)
     scaler = precision.scaler()
 
     def whole():
         compute_gradients(distiller, precision, scaler, images, labels, pair)
-        update(distiller, trainer.built.optimizer, scaler)
+        update(distiller, trainer.optimizer, scaler)
 
     def bare():
         bare_step(distiller, precision, images, pair)
@@ -121,15 +120,16 @@ def measure(path, precision_name, steps, settings):
 
 def analysis_goal(path, precision_name, settings):
     """RAHO's analysis against one epoch, both measured: a tenth of each."""
-    trainer = make_trainer(path, precision_name, settings)
+    cfg, trainer = make_trainer(path, precision_name, settings)
+    pairs = partial(normalized_pairs, trainer.pair_loader, trainer.normalize, trainer.device)
     share = max(1, trainer.num_steps(0) // 10)
     with torch.no_grad():
         build = OPTIMIZER_BUILDERS.get("RAHO")
-        cfg = trainer.cfg.clone()
+        cfg = cfg.clone()
         cfg.defrost()
         cfg.RAHO.MAX_BATCHES = share
-        build(cfg, trainer.distiller, trainer.pairs, None)  # warm-up
-        analysis = timed(trainer.device, lambda: build(cfg, trainer.distiller, trainer.pairs, None))
+        build(cfg, trainer.distiller, pairs, None)  # warm-up
+        analysis = timed(trainer.device, lambda: build(cfg, trainer.distiller, pairs, None))
     trainer.distiller.train()
     trainer.epoch = 1
     batches = trainer._batches(0, 0)

@@ -101,6 +101,18 @@ def share_buffers(network: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+def synchronize_batch_norms(*networks: nn.Module) -> None:
+    """Let the batch norms see the batches of all ranks (``EXPERIMENT.SYNC_BN``).
+
+    Raises:
+        UserError: on CPUs.
+    """
+    for network in networks:
+        if any(parameter.device.type == "cpu" for parameter in network.parameters()):
+            raise UserError("EXPERIMENT.SYNC_BN needs GPUs: PyTorch has no SyncBatchNorm on CPUs; set it to False")
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average gradients over ranks, once the backward pass is done; call on every rank.
 

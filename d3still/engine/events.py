@@ -112,22 +112,13 @@ class Board:
             self._writer.add_images("pairs/low_resolution", low[:EXAMPLES].numpy(), 0)
             self._writer.add_images("pairs/high_resolution", high[:EXAMPLES].numpy(), 0)
 
-    def hardest_queries(
-        self, evaluation: Evaluation, sizes: dict[str, tuple[int, int]], max_pixels: int, step: int
-    ) -> None:
-        """Ranked lists of the queries of lowest AP, one picture each for AIR and SIR.
-
-        Args:
-            evaluation: whose queries.
-            sizes: by name, (height, width) at which the queries were embedded.
-            max_pixels: the largest image that is decoded.
-            step: of the curves.
-        """
+    def hardest_queries(self, evaluation: Evaluation, step: int) -> None:
+        """Ranked lists of the queries of lowest AP, one picture each for AIR and SIR."""
         if not self._writer:
             return
-        for name, (query, result) in evaluation.hardest.items():
+        for name, (query, size, result) in evaluation.hardest.items():
             try:
-                picture = list_grid(query, evaluation.gallery, result, sizes[name], max_pixels)
+                picture = list_grid(query, evaluation.gallery, result, size)
             except ImageError as error:  # gone since it was ranked: no reason to stop training
                 logger.warning("no picture of %s's hardest queries: %s", name, error)
                 continue

@@ -29,8 +29,13 @@ class Recomputation:
         explain: why nothing helps and what to do, the message of the error that then ends the run.
     """
 
-    def __init__(self, distiller: Distiller, setting: str | bool, explain: Callable[[], str]) -> None:
-        self._distiller, self._may_switch, self._explain = distiller, setting == "auto", explain
+    def __init__(
+        self,
+        distiller: Distiller,
+        setting: str | bool = "auto",
+        explain: Callable[[], str] = lambda: "the memory does not hold a training step; lower its batches or images",
+    ) -> None:
+        self._distiller, self.may_switch, self._explain = distiller, setting == "auto", explain
         self.on = False
         if setting is True:
             self.switch_on()
@@ -50,12 +55,12 @@ class Recomputation:
             UserError: when the memory does not hold the step even so.
         """
         # what a forward pass changes: batch statistics, in the modules that train
-        modules = self._distiller.modules() if self._may_switch and not self.on else ()
+        modules = self._distiller.modules() if self.may_switch and not self.on else ()
         buffers = [b for m in modules if m.training for b in m.buffers(recurse=False)]
         before = [buffer.clone() for buffer in buffers]
         with Exchanges() as exchanges:
             result = _unless_memory_ends(compute)
-            if result is None and self._may_switch and not self.on:
+            if result is None and self.may_switch and not self.on:
                 self.switch_on()
                 release_memory()
                 for buffer, value in zip(buffers, before, strict=True):

@@ -36,15 +36,15 @@ class Evaluation:
     """Results by name: AIR and SIR (stage 0: SIR), with ``_reranked`` forms where asked for.
 
     Attributes:
-        hardest: where asked for, by name without the re-ranked forms: the few queries of lowest AP, and their
-            results with ranked lists.
+        hardest: where asked for, by name without the re-ranked forms: the few queries of lowest AP, the (height,
+            width) at which they were embedded, and their results with ranked lists.
     """
 
     results: dict[str, RankingResult]
     skipped: list[str]
     query: list[Sample]
     gallery: list[Sample]
-    hardest: dict[str, tuple[list[Sample], RankingResult]]
+    hardest: dict[str, tuple[list[Sample], tuple[int, int], RankingResult]]
 
     def summaries(self) -> dict[str, dict[str, float]]:
         """mAP, mINP, R1, R5, R10 of each, in percent."""
@@ -122,7 +122,8 @@ def evaluate(
             places = worst(ranked[""].ap, WORST)
             few = Features(query.values[places], [query.indices[place] for place in places])
             samples = [dataset.query[index] for index in few.indices]
-            hardest[name] = samples, _rank_plainly(cfg, dataset, few, gallery, topk=LISTED)
+            size = sizes.query_test if name == "AIR" else sizes.gallery_test
+            hardest[name] = samples, size, _rank_plainly(cfg, dataset, few, gallery, topk=LISTED)
     skipped = sorted({path for feats in (gallery, *queries.values()) for path in feats.skipped})
     return Evaluation(
         results,

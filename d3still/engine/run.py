@@ -6,7 +6,9 @@ import io
 import json
 import logging
 import sys
+import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ import torchvision
 from yacs.config import CfgNode
 
 from d3still import __version__
-from d3still.config import run_dir
+from d3still.config import dump_config, run_dir
 from d3still.data import RetrievalDataset
-from d3still.engine.distributed import Rank, from_main, process_group
+from d3still.distillers import Distiller
+from d3still.engine.distributed import Rank, from_main, process_group, synchronize_batch_norms
 from d3still.engine.events import logging_to
 from d3still.engine.precision import choose_precision
 from d3still.engine.query_accuracy import say_query_accuracy
-from d3still.engine.retrieval import Evaluation, per_query
+from d3still.engine.recomputation import Recomputation
+from d3still.engine.retrieval import Evaluation, evaluate, per_query
 from d3still.engine.setup import (
     Data,
     build_distiller,
@@ -32,12 +36,15 @@ from d3still.engine.setup import (
     require_matches,
     start_files,
 )
+from d3still.engine.step import normalized_pairs
+from d3still.engine.step_memory import does_not_fit
 from d3still.engine.threads import choose_threads
-from d3still.engine.trainer import Trainer
+from d3still.engine.trainer import LoopSettings, Trainer
 from d3still.files import write_atomically, write_text
 from d3still.runs.facts import stage_of
 from d3still.runs.folder import RunFolder
 from d3still.runs.inputs import fingerprint
+from d3still.solver import build_optimizer, build_schedule
 
 try:
     import resource
@@ -82,11 +89,12 @@ def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> P
             folder.begin(cfg, saved, resume, inputs)
             stack.enter_context(logging_to(folder.log))
             if saved is None and stage_of(cfg) == 2:
-                say_query_accuracy(trainer.distiller.query, trainer.pairs())
+                pairs = normalized_pairs(trainer.pair_loader, trainer.normalize, device)
+                say_query_accuracy(trainer.distiller.query, pairs)
         from_main(None)  # no rank trains before the folder is ready
         evaluation = trainer.run()
         if ranks.is_main:
-            _write_results(trainer, evaluation, inputs)
+            _write_results(cfg, trainer, evaluation, inputs)
         return folder.path
 
 
@@ -99,24 +107,85 @@ def _prepare(
     device: torch.device,
 ) -> Trainer:
     """Everything that can fail for a reason the user can mend, before anything is written."""
-    precision = choose_precision(cfg.EXPERIMENT.PRECISION, device)
+    precision = choose_precision(cfg.EXPERIMENT.PRECISION, device).name
     choose_threads(cfg.EXPERIMENT.NUM_THREADS, None if saved is None else saved["progress"].get("threads"))
     require_matches(cfg, dataset)
     distiller = build_distiller(cfg, dataset.num_classes)
     if saved is None:
         load_start_weights(cfg, distiller)
     distiller.to(device, memory_format=torch.channels_last)
-    where = f"{device}, {precision.name}" + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else "")
+    where = f"{device}, {precision}" + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else "")
     logger.info("%s on %s", cfg.OUTPUT_DIR.EXPERIMENT_NAME, where)
     if distiller.extra_parameter_count():
         logger.info("%d parameters beside the two networks", distiller.extra_parameter_count())
-    data = Data(cfg, dataset, ranks, device)
-    return Trainer(cfg, distiller, data, folder, precision, ranks, device, saved)
+    return build_trainer(cfg, distiller, Data(cfg, dataset, ranks, device), folder, device, saved)
 
 
-def _write_results(trainer: Trainer, evaluation: Evaluation, inputs: dict[str, Any]) -> None:
+def build_trainer(
+    cfg: CfgNode,
+    distiller: Distiller,
+    data: Data,
+    folder: RunFolder,
+    device: torch.device,
+    saved: dict[str, Any] | None = None,
+) -> Trainer:
+    """The trainer that ``cfg`` describes; of a fresh run, the optimizer's builder analyses the networks here.
+
+    Args:
+        cfg: the frozen config.
+        distiller: built, on ``device``, with the start weights of a fresh run.
+        data: the run's loaders.
+        folder: where the run lives.
+        device: where the networks are.
+        saved: the checkpoint to go on from; None for a fresh run.
+    """
+    ranks, precision, x = data.ranks, choose_precision(cfg.EXPERIMENT.PRECISION, device), cfg.EXPERIMENT
+    identity_loader, pair_loader = data.identity(), data.pairs() if distiller.uses_pairs else None
+    recomputation = Recomputation(
+        distiller, x.CHECKPOINT_ACTIVATIONS, partial(does_not_fit, cfg, distiller, precision, device)
+    )
+    if ranks.world_size > 1 and x.SYNC_BN:
+        synchronize_batch_norms(distiller.learner_network, distiller.extra)
+        recomputation.switch_on()  # ranks that recompute exchange more: all must, from the first step on
+    pairs = partial(normalized_pairs, pair_loader, data.normalize, device)
+    report = None if saved is None else saved["optimizer_report"]
+    if saved is None:
+        distiller.prepare(pairs)
+    began = time.perf_counter()
+    built = build_optimizer(cfg, distiller, pairs, report)
+    if built.report and report is None:
+        logger.info("block importance measured in %.1f s", time.perf_counter() - began)
+    networks = distiller.query, distiller.gallery
+    identities = {"identity_map": data.dataset.identity_map, "identity_names": data.dataset.identity_names}
+    trainer = Trainer(
+        distiller,
+        built.optimizer,
+        build_schedule(cfg),
+        identity_loader,
+        pair_loader,
+        normalize=data.normalize,
+        folder=folder,
+        loop=_loop_settings(cfg),
+        evaluate=partial(evaluate, cfg, data, *networks, device, list_hardest=ranks.is_main),
+        precision=precision,
+        ranks=ranks,
+        recomputation=recomputation,
+        report=built.report,
+        about={"config": dump_config(cfg), **identities},
+    )
+    if saved is not None:
+        trainer.load_state_dict(saved)
+    return trainer
+
+
+def _loop_settings(cfg: CfgNode) -> LoopSettings:
+    s = cfg.SOLVER
+    return LoopSettings(s.MAX_EPOCHS, s.SEED, s.LOG_PERIOD, s.EVAL_PERIOD, s.CHECKPOINT_PERIOD, s.CHECKPOINT_STEPS)
+
+
+def _write_results(cfg: CfgNode, trainer: Trainer, evaluation: Evaluation, inputs: dict[str, Any]) -> None:
     """``per_query.npz``, then ``metrics.json``, whose presence says that the run is finished."""
-    folder, cfg = trainer.folder, trainer.cfg
+    folder = trainer.folder
     write_atomically(folder.per_query, lambda file: file.write(_npz(per_query(evaluation))))
     first = next(iter(evaluation.results.values()))
     metrics = {
@@ -131,7 +200,7 @@ def _write_results(trainer: Trainer, evaluation: Evaluation, inputs: dict[str, A
         "valid_queries": first.num_valid,
         "unmatched_queries": first.num_unmatched,
         "extra_parameters": trainer.distiller.extra_parameter_count(),
-        "optimizer_report": trainer.built.report,
+        "optimizer_report": trainer.report,
         "skipped_images": sorted(trainer.skipped),
         "versions": versions(),
         "inputs": inputs,

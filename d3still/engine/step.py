@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from d3still.data import BatchLoader, ImageBatch, PairBatch
 from d3still.distillers import Distiller, Pair
 from d3still.engine.distributed import average_gradients
 from d3still.engine.precision import Precision
@@ -45,6 +47,7 @@ def update(distiller: Distiller, optimizer: Optimizer, scaler: torch.amp.GradSca
     scaler.step(optimizer)
     scaler.update()
 
+
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
     """Seed torch, numpy and random for one step, so that its randomness follows from where it is in the run.
 
@@ -54,3 +57,17 @@ def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
     np.random.seed(words[0])
     random.seed(int(words[1]))
+
+
+def normalized_pair(batch: PairBatch, normalize: Callable[[ImageBatch], Tensor], device: torch.device) -> Pair:
+    """A loader's pair batch as the distillers take it, on ``device``."""
+    batch = batch.to(device, non_blocking=True)
+    return Pair(normalize(batch.low), normalize(batch.high), batch.low.labels)
+
+
+def normalized_pairs(
+    loader: BatchLoader, normalize: Callable[[ImageBatch], Tensor], device: torch.device, epoch: int = 0
+) -> Iterator[Pair]:
+    """The pair batches of an epoch, on ``device``."""
+    for batch in loader.epoch(epoch):
+        yield normalized_pair(batch, normalize, device)

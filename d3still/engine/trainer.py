@@ -4,84 +4,110 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from yacs.config import CfgNode
+from torch import Tensor
+from torch.optim import Optimizer
 
-from d3still.config import dump_config
-from d3still.data import ImageBatch, PairBatch
-from d3still.distillers import Distiller, Pair
+from d3still.data import BatchLoader, ImageBatch, PairBatch
+from d3still.distillers import Distiller
 from d3still.engine.distributed import Agreement, Rank, gather_lists, share_buffers
 from d3still.engine.events import Board, progress_bar
 from d3still.engine.meter import Meter
 from d3still.engine.precision import Precision
 from d3still.engine.recomputation import Recomputation
-from d3still.engine.retrieval import Evaluation, evaluate
-from d3still.engine.setup import Data
+from d3still.engine.retrieval import Evaluation
 from d3still.engine.signals import Preempted, StopRequest
-from d3still.engine.step import compute_gradients, seed_step, update
-from d3still.engine.step_memory import does_not_fit
+from d3still.engine.step import compute_gradients, normalized_pair, seed_step, update
 from d3still.errors import UserError
 from d3still.runs.checkpoint import load_network_state, network_state, save_checkpoint
 from d3still.runs.folder import RunFolder
-from d3still.solver import Built, build_optimizer, build_schedule, set_learning_rates
+from d3still.solver import set_learning_rates
 
 logger = logging.getLogger(__name__)
 
 SCALE_FLOOR = 2.0**-10  # a loss scale below this means that every step overflows
 
 
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long a `Trainer` trains, and how often it does what beside training (``SOLVER`` in a config).
+
+    Attributes:
+        epochs: in all, those before a resumption included.
+        seed: of each step's randomness, with its epoch, number and rank.
+        log_every: steps between two points of the curves.
+        evaluate_every: epochs between two evaluations; the last epoch always has one.
+        keep_every: epochs between two checkpoints that stay, as ``epoch_N.pth``; 0 keeps none.
+        save_every: steps between two checkpoints within an epoch; 0 saves after each epoch alone.
+    """
+
+    epochs: int
+    seed: int = 0
+    log_every: int = 20
+    evaluate_every: int = 1
+    keep_every: int = 0
+    save_every: int = 0
+
+
 class Trainer:
-    """Trains a distiller and keeps its run folder in order.
+    """Trains a distiller and keeps its run folder in order. Without a config file: docs/python.md.
 
     Args:
-        cfg: the frozen config.
-        distiller: built, with its start weights, on ``device``.
-        data: the run's loaders.
-        folder: where the run lives.
-        precision: what the networks compute in.
+        distiller: with its start weights, on its device, frozen where it does not learn.
+        optimizer: over its ``learnable_parameters()``.
+        schedule: (epoch from 0, a parameter group's ``base_lr``) → the group's learning rate.
+        identity_loader: identity-balanced batches of the learner's resolution.
+        pair_loader: two views of each image; None for a distiller that uses no pairs.
+        normalize: a batch of pixels → images as the networks take them.
+        folder: where the run lives, within ``folder.alone()``.
+        loop: epochs and periods.
+        evaluate: embeds and ranks; its first result's mAP says which epoch is ``best.pth``. None never evaluates.
+        precision: what the networks compute in; float32 by default.
         ranks: this process among others.
-        device: where the networks are.
-        saved: the checkpoint to go on from; None for a fresh run.
+        recomputation: what to do when a step's memory ends; by default it is done again with recomputed activations.
+        report: of the optimizer's builder (`d3still.solver.Built`), plain values, kept in checkpoints.
+        about: what checkpoints are to hold beside weights and progress, plain values.
     """
 
     def __init__(
         self,
-        cfg: CfgNode,
         distiller: Distiller,
-        data: Data,
+        optimizer: Optimizer,
+        schedule: Callable[[int, float], float],
+        identity_loader: BatchLoader,
+        pair_loader: BatchLoader | None = None,
+        *,
+        normalize: Callable[[ImageBatch], Tensor],
         folder: RunFolder,
-        precision: Precision,
-        ranks: Rank,
-        device: torch.device,
-        saved: dict[str, Any] | None = None,
+        loop: LoopSettings,
+        evaluate: Callable[[], Evaluation] | None = None,
+        precision: Precision | None = None,
+        ranks: Rank | None = None,
+        recomputation: Recomputation | None = None,
+        report: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.cfg, self.distiller, self.data, self.folder = cfg, distiller, data, folder
-        self.precision, self.ranks, self.device = precision, ranks, device
-        self.identity_loader = data.identity()
-        self.pair_loader = data.pairs() if distiller.uses_pairs else None
+        self.distiller, self.optimizer, self.schedule = distiller, optimizer, schedule
+        self.identity_loader, self.pair_loader, self.normalize = identity_loader, pair_loader, normalize
+        self.folder, self.loop, self.evaluate = folder, loop, evaluate
+        self.device = next(distiller.learner_network.parameters()).device
+        self.precision = precision or Precision("float32", self.device)
+        self.ranks = ranks or Rank()
+        self.recomputation = recomputation or Recomputation(distiller)
+        self.report, self.about = dict(report or {}), dict(about or {})
         self.epoch, self.step, self.seconds, self.images = 0, 0, 0.0, 0
         self.best, self.finished = float("-inf"), False
         self.skipped: set[str] = set()
-        self.meter, self.scaler, self.agreement = Meter(), precision.scaler(), Agreement()
-        if saved is not None:
-            load_network_state(distiller, saved)
-        explain = partial(does_not_fit, cfg, distiller, precision, device)
-        self.recomputation = Recomputation(distiller, cfg.EXPERIMENT.CHECKPOINT_ACTIVATIONS, explain)
-        if ranks.world_size > 1 and cfg.EXPERIMENT.SYNC_BN:
-            self._synchronise_batch_norms()
-        self.built = self._build_optimizer(saved)
-        self.schedule = build_schedule(cfg)
-        if saved is not None:
-            self._restore(saved)
+        self.meter, self.scaler, self.agreement = Meter(), self.precision.scaler(), Agreement()
         self.recomputes = self.recomputation.on  # as known to all ranks
 
-    def run(self) -> Evaluation:
-        """Train from where the run stands to its last epoch, evaluate, and return that evaluation.
+    def run(self) -> Evaluation | None:
+        """Train from where the run stands to its last epoch, evaluate, and return that evaluation, if there is one.
 
         Raises:
             Preempted: after a SIGTERM or SIGINT, with everything saved.
@@ -90,34 +116,45 @@ class Trainer:
         self.steps_before = sum(map(self.num_steps, range(self.epoch)))
         next_step = self.steps_before + self.step + 1
         self.board = Board(self.folder.tensorboard if self.ranks.is_main else None, purge_step=next_step)
-        self.board.optimizer_report(self.built.report)
+        self.board.optimizer_report(self.report)
         evaluation = None
         with StopRequest() as self.stop:
-            while self.epoch < self.cfg.SOLVER.MAX_EPOCHS:
+            while self.epoch < self.loop.epochs:
                 evaluation = self._run_epoch()
-        if evaluation is None:  # killed between the last checkpoint and its evaluation
+        if evaluation is None and self.evaluate is not None:  # killed between the last checkpoint and its evaluation
             evaluation = self._evaluate()
             self._save()
         self.board.close()
         return evaluation
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint that such a trainer wrote (``load_checkpoint(folder.last)``), bit for bit."""
+        load_network_state(self.distiller, saved)
+        progress = saved["progress"]
+        self.epoch, self.step = progress["epoch"], progress["step"]
+        self.seconds, self.images = progress["seconds"], progress["images"]
+        self.best, self.finished = progress["best"], progress["finished"]
+        self.skipped = set(progress["skipped"])
+        if progress.get("recomputes") and self.recomputation.may_switch:  # the memory ended before
+            self.recomputation.switch_on()
+            self.recomputes = True
+        self.meter.load_state_dict(progress["meter"], self.device)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        logger.info("resuming at epoch %d, step %d", self.epoch + 1, self.step)
 
     def num_steps(self, epoch: int) -> int:
         """Steps of an epoch: the shorter loader ends it."""
         steps = self.identity_loader.num_batches(epoch)
         return steps if self.pair_loader is None else min(steps, self.pair_loader.num_batches(epoch))
 
-    def pairs(self, epoch: int = 0, start: int = 0) -> Iterator[Pair]:
-        """Pair batches of an epoch, normalised, on the device."""
-        for batch in self.pair_loader.epoch(epoch, start):
-            yield self._to_pair(batch)
-
     def _run_epoch(self) -> Evaluation | None:
-        set_learning_rates(self.built.optimizer, self.schedule, self.epoch)
+        set_learning_rates(self.optimizer, self.schedule, self.epoch)
         self.distiller.train()
         began, data_wait, first_step, former_images = time.perf_counter(), 0.0, self.step, self.images
         total = self.num_steps(self.epoch)
         batches = self._batches(self.epoch, self.step)
-        description = f"epoch {self.epoch + 1}/{self.cfg.SOLVER.MAX_EPOCHS}"
+        description = f"epoch {self.epoch + 1}/{self.loop.epochs}"
         with progress_bar(total, self.step, description, self.ranks.is_main) as bar:
             while self.step < total:
                 asked = time.perf_counter()
@@ -149,29 +186,26 @@ class Trainer:
         if self.epoch == self.step == 0 and pair is not None:
             self.board.pair_images(pair.low.pixels, pair.high.pixels)
         self.meter.add(self.recomputation.attempt(partial(self._compute_gradients, identity, pair)))
-        update(self.distiller, self.built.optimizer, self.scaler)
+        update(self.distiller, self.optimizer, self.scaler)
         self.step += 1
         self.images += (len(identity) + (len(pair) if pair else 0)) * self.ranks.world_size
 
     def _compute_gradients(self, identity: ImageBatch, pair: PairBatch | None) -> dict[str, Tensor]:
         """All of a step before its update, from its seed on, so that it may be done again."""
-        seed_step(self.cfg.SOLVER.SEED, self.epoch, self.step, self.ranks.rank)
+        seed_step(self.loop.seed, self.epoch, self.step, self.ranks.rank)
         identity = identity.to(self.device, non_blocking=True)
-        images, views = self.data.normalize(identity), None if pair is None else self._to_pair(pair)
-        return compute_gradients(self.distiller, self.precision, self.scaler, images, identity.labels, views)
-
-    def _to_pair(self, batch: PairBatch) -> Pair:
-        batch = batch.to(self.device, non_blocking=True)
-        return Pair(self.data.normalize(batch.low), self.data.normalize(batch.high), batch.low.labels)
+        views = None if pair is None else normalized_pair(pair, self.normalize, self.device)
+        images, labels = self.normalize(identity), identity.labels
+        return compute_gradients(self.distiller, self.precision, self.scaler, images, labels, views)
 
     def _report_step(self, bar: Any, began: float, data_wait: float, images: int) -> None:
         """Read the losses every LOG_PERIOD steps, and on a CPU, where reading is free, whenever the bar is drawn."""
-        due = self.step % self.cfg.SOLVER.LOG_PERIOD == 0
+        due = self.step % self.loop.log_every == 0
         if not (due or self.device.type == "cpu"):
             return
         self._check_losses()
         elapsed = time.perf_counter() - began
-        rates = [group["lr"] for group in self.built.optimizer.param_groups]
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         values = self.meter.means()
         shown = {name: f"{value:.3g}" for name, value in values.items()}
         shown |= {"lr": _range(rates), "img/s": f"{images / elapsed:.0f}", "wait": f"{data_wait / elapsed:.0%}"}
@@ -192,7 +226,7 @@ class Trainer:
         A step with a finite loss may end in an update that leaves the numbers.
         """
         named = [*self.distiller.learner_network.state_dict().items(), *self.distiller.extra.state_dict().items()]
-        for slot in self.built.optimizer.state.values():
+        for slot in self.optimizer.state.values():
             named += [(f"the optimizer's {name}", value) for name, value in slot.items()]
         named = [(name, value) for name, value in named if isinstance(value, Tensor) and value.is_floating_point()]
         finite = torch.stack([value.isfinite().all().cpu() for _, value in named]).tolist()
@@ -212,7 +246,7 @@ class Trainer:
         number, recompute = self.agreement.highest(self.stop.number, self.recomputation.on)
         if recompute and not self.recomputes:
             self._tell_of_recomputation()
-        every = self.cfg.SOLVER.CHECKPOINT_STEPS
+        every = self.loop.save_every
         if not number and not (every and self.step % every == 0):
             return
         self._check_losses()
@@ -239,15 +273,8 @@ class Trainer:
             self.epoch + 1,
         )
 
-    def _synchronise_batch_norms(self) -> None:
-        if self.device.type == "cpu":
-            raise UserError("EXPERIMENT.SYNC_BN needs GPUs: PyTorch has no SyncBatchNorm on CPUs; set it to False")
-        nn.SyncBatchNorm.convert_sync_batchnorm(self.distiller.learner_network)
-        nn.SyncBatchNorm.convert_sync_batchnorm(self.distiller.extra)
-        self.recomputation.switch_on()  # ranks that recompute exchange more: all must, from the first step on
-
     def _epoch_record(self, elapsed: float, data_wait: float, speed: float) -> dict[str, Any]:
-        rates = sorted(group["lr"] for group in self.built.optimizer.param_groups)
+        rates = sorted(group["lr"] for group in self.optimizer.param_groups)
         return {
             "epoch": self.epoch,
             **self.meter.means(),
@@ -260,34 +287,33 @@ class Trainer:
     def _end_epoch(self, record: dict[str, Any]) -> Evaluation | None:
         """Evaluate if due, write the epoch's line, then the checkpoint that makes the epoch count."""
         done = self.epoch + 1
-        self.finished = done == self.cfg.SOLVER.MAX_EPOCHS
+        self.finished = done == self.loop.epochs
         evaluation = None
-        if self.finished or done % self.cfg.SOLVER.EVAL_PERIOD == 0:
+        if self.evaluate is not None and (self.finished or done % self.loop.evaluate_every == 0):
             evaluation = self._evaluate()
             record |= evaluation.summaries()
         self.board.scalars({f"epoch/{k}": v for k, v in record.items() if isinstance(v, float)}, self.epoch)
         losses = ", ".join(f"{name} {record[name]:.4g}" for name in self.meter.names)
         speed = f"{record['images_per_second']:.0f} images/s, data wait {record['data_wait']:.1%}"
-        logger.info("epoch %d/%d: %s; %s", done, self.cfg.SOLVER.MAX_EPOCHS, losses, speed)
+        logger.info("epoch %d/%d: %s; %s", done, self.loop.epochs, losses, speed)
         self.steps_before += self.step
         self.epoch, self.step, self.meter = done, 0, Meter()
         if self.ranks.is_main:
             self.folder.add_epoch(record)
-        keep = done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not self.finished
+        every = self.loop.keep_every
+        keep = every and done % every == 0 and not self.finished
         self._save(keep_as=done if keep else None)
         return evaluation
 
     def _evaluate(self) -> Evaluation:
         """Evaluate both networks; the best so far goes to ``best.pth``."""
         share_buffers(self.distiller.learner_network)
-        networks = self.distiller.query, self.distiller.gallery
-        evaluation = evaluate(self.cfg, self.data, *networks, self.device, list_hardest=self.ranks.is_main)
+        evaluation = self.evaluate()
         self.skipped.update(evaluation.skipped)
         for name, values in evaluation.summaries().items():
             logger.info("%s: %s", name, ", ".join(f"{key} {value:.2f} %" for key, value in values.items()))
             self.board.scalars({f"{name}/{key}": value for key, value in values.items()}, self.epoch)
-        sizes = {"AIR": self.data.sizes.query_test, "SIR": self.data.sizes.gallery_test}
-        self.board.hardest_queries(evaluation, sizes, self.cfg.DATALOADER.MAX_PIXELS, self.epoch)
+        self.board.hardest_queries(evaluation, self.epoch)
         score = float(next(iter(evaluation.results.values())).mAP)  # AIR, or SIR in stage 0
         if score > self.best or not self.folder.best.exists():
             self.best = score
@@ -296,12 +322,7 @@ class Trainer:
         return evaluation
 
     def _weights(self) -> dict[str, Any]:
-        return {
-            **network_state(self.distiller),
-            "config": dump_config(self.cfg),
-            "identity_map": self.data.dataset.identity_map,
-            "identity_names": self.data.dataset.identity_names,
-        }
+        return {**network_state(self.distiller), **self.about}
 
     def _save(self, seconds: float | None = None, keep_as: int | None = None) -> None:
         """Write ``last.pth``, and the same as ``epoch_N.pth`` where it is to be kept."""
@@ -322,8 +343,8 @@ class Trainer:
         }
         training = {
             "progress": progress,
-            "optimizer": self.built.optimizer.state_dict(),
-            "optimizer_report": self.built.report,
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_report": self.report,
             "scaler": self.scaler.state_dict(),
         }
         state = self._weights() | training
@@ -331,28 +352,6 @@ class Trainer:
         if keep_as is not None:
             self.folder.save_epoch(state, keep_as)
 
-    def _restore(self, saved: dict[str, Any]) -> None:
-        progress = saved["progress"]
-        self.epoch, self.step = progress["epoch"], progress["step"]
-        self.seconds, self.images = progress["seconds"], progress["images"]
-        self.best, self.finished = progress["best"], progress["finished"]
-        self.skipped = set(progress["skipped"])
-        if progress.get("recomputes") and self.cfg.EXPERIMENT.CHECKPOINT_ACTIVATIONS == "auto":
-            self.recomputation.switch_on()  # the memory ended before
-        self.meter.load_state_dict(progress["meter"], self.device)
-        self.built.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        logger.info("resuming at epoch %d, step %d", self.epoch + 1, self.step)
-
-    def _build_optimizer(self, saved: dict[str, Any] | None) -> Built:
-        report = None if saved is None else saved["optimizer_report"]
-        if saved is None:
-            self.distiller.prepare(self.pairs)
-        began = time.perf_counter()
-        built = build_optimizer(self.cfg, self.distiller, self.pairs, report)
-        if built.report and report is None:
-            logger.info("block importance measured in %.1f s", time.perf_counter() - began)
-        return built
 
 
 def _range(rates: list[float]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -43,14 +44,22 @@ def raho(
     if report is None:
         report = analyse(cfg, distiller, pairs)
         _log(report)
-    tier_of_block = {block: tier for tier in TIER_POWERS for block in report["groups"][tier]}
-
-    def tier_of(name: str) -> tuple[str, float]:
-        tier = next((tier for block, tier in tier_of_block.items() if name.startswith(f"{block}.")), "important")
-        return tier, cfg.RAHO.GAMMA ** TIER_POWERS[tier]
-
+    tier_of = partial(tier_and_factor, report["groups"], cfg.RAHO.GAMMA)
     groups = parameter_groups(cfg, distiller.learnable_parameters(), tier_of)
     return Built(make_optimizer(cfg, groups), report)
+
+
+def tier_and_factor(groups: Mapping[str, Iterable[str]], gamma: float, name: str) -> tuple[str, float]:
+    """The tier of a parameter's block and the factor on its learning rate.
+
+    Args:
+        groups: tier → block names, of `BlockImportance.groups`.
+        gamma: learning-rate factor a tier.
+        name: of the parameter.
+    """
+    blocks = [(block, tier) for tier in TIER_POWERS for block in groups[tier]]
+    tier = next((tier for block, tier in blocks if name.startswith(f"{block}.")), "important")
+    return tier, gamma ** TIER_POWERS[tier]
 
 
 def analyse(cfg: CfgNode, distiller: Distiller, pairs: Callable[[], Iterable[Pair]]) -> dict[str, Any]:

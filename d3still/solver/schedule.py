@@ -88,6 +88,6 @@ def build_schedule(cfg: CfgNode) -> Schedule:
 
 
 def set_learning_rates(optimizer: Optimizer, schedule: Schedule, epoch: int) -> None:
-    """Give every parameter group its rate for ``epoch``, from the group's own ``base_lr``."""
+    """Give every parameter group its rate for ``epoch``, from its own ``base_lr``, at first its ``lr``."""
     for group in optimizer.param_groups:
-        group["lr"] = schedule(epoch, group["base_lr"])
+        group["lr"] = schedule(epoch, group.setdefault("base_lr", group["lr"]))
