@@ -30,10 +30,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.goals import Goal, judge
-from d3still.deploy.extras import require
-from d3still.deploy.index_file import write_faiss
-from d3still.deploy.kinds import IndexOptions, add, new_index, train
-from d3still.deploy.recall import RECALL_AT, Queries, tune
+from d3still.deploy.index import write_faiss
+from d3still.deploy.kinds import RECALL_AT, IndexOptions, Queries, add, new_index, train, tune
+from d3still.errors import require
 
 WIDTH, INNER, PER_IDENTITY = 512, 64, 20
 WITHIN, EVERYWHERE = 0.8, 0.5  # spread of an identity's images within the 64 dimensions, and over all 512

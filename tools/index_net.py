@@ -138,7 +138,7 @@ def main() -> None:
     args = parse()
     from d3still.deploy import IndexBuilder, IndexOptions, torchrun_ranks
     from d3still.deploy.build import remove_images
-    from d3still.deploy.index_file import read_header
+    from d3still.deploy.index import read_header
     from d3still.deploy.listing import run_gallery
     from d3still.engine.events import logging_to
 

@@ -116,10 +116,10 @@ def main() -> None:
     """Serve until told to stop."""
     args = parse()
     from d3still.deploy import Embedder
-    from d3still.deploy.extras import require
     from d3still.deploy.network_files import ONNX
     from d3still.deploy.service import Limits, create_app
     from d3still.engine.events import logging_to
+    from d3still.errors import require
 
     uvicorn = require("uvicorn", "the search service")
     with logging_to(None):

@@ -5,7 +5,6 @@ where they are missing (requirements-deploy.txt).
 """
 
 from d3still.deploy.build import IndexBuilder
-from d3still.deploy.cost import cost_table, costs
 from d3still.deploy.embedder import Embedder
 from d3still.deploy.export import Export, export_network
 from d3still.deploy.gallery import Gallery, Match
@@ -14,7 +13,8 @@ from d3still.deploy.kinds import KINDS, IndexOptions
 from d3still.deploy.listing import GalleryImage
 from d3still.deploy.network_files import open_network, open_networks, read_safetensors
 from d3still.deploy.page import write_page
-from d3still.deploy.torchrun import Ranks, torchrun_ranks
+from d3still.deploy.runners import cost_table, costs
+from d3still.deploy.store import Ranks, torchrun_ranks
 
 __all__ = [
     "KINDS",

@@ -17,16 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from d3still.deploy.embedder import EmbeddedBatch, Embedder, embed_images
-from d3still.deploy.extras import require
 from d3still.deploy.gallery import Gallery, header_of
-from d3still.deploy.index import GalleryIndex
-from d3still.deploy.index_file import read_header, write_faiss
-from d3still.deploy.kinds import IndexOptions, add, new_index, train
+from d3still.deploy.index import GalleryIndex, read_header, write_faiss
+from d3still.deploy.kinds import IndexOptions, add, held_out, new_index, recall_queries, train
 from d3still.deploy.listing import GalleryImage, absolute, list_images, stamps_of
-from d3still.deploy.recall import held_out, recall_queries
-from d3still.deploy.store import PART, TRAINED, FeatureStore, Key, keyed
-from d3still.deploy.torchrun import Ranks
-from d3still.errors import UserError
+from d3still.deploy.store import PART, TRAINED, FeatureStore, Key, Ranks, keyed
+from d3still.errors import UserError, require
 from d3still.files import user_path, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -83,7 +79,7 @@ class IndexBuilder:
             images: a folder, a CSV file, or paths: see `d3still.deploy.listing.list_images`.
             options: the kind of index.
             overwrite: make it anew where one is already; that one stays until the new one is complete.
-            queries: images to measure recall with: see `d3still.deploy.recall.held_out`.
+            queries: images to measure recall with: see `d3still.deploy.kinds.held_out`.
             query_network: that embeds them; None = that of the embedder's file.
 
         Returns:
@@ -245,15 +241,22 @@ class IndexBuilder:
         self.store.read()
 
     def _embed_into_store(self, todo: Listed, done: int) -> None:
-        pending = _Pending(self.store, self.ranks.rank)
+        pending, since = [], time.monotonic()
         batches = embed_images(self.embedder, [image for image, _ in todo], self.num_workers)
         with self._bar(len(todo) + done, done) as bar, closing(batches):
             for batch in batches:
-                pending.add(todo, batch)
-                bar.update(len(batch.positions) + len(batch.unreadable))
-                if pending.images >= self.save_every or pending.seconds > SAVE_SECONDS:
-                    pending.save()
-        pending.save()
+                pending.append(batch)
+                bar.update(len(batch))
+                if sum(map(len, pending)) >= self.save_every or time.monotonic() - since > SAVE_SECONDS:
+                    self._save(todo, pending)
+                    pending, since = [], time.monotonic()
+        if pending:
+            self._save(todo, pending)
+
+    def _save(self, todo: Listed, batches: list[EmbeddedBatch]) -> None:
+        keys = [todo[position][1] for batch in batches for position in batch.positions]
+        unreadable = [(todo[position][1], why) for batch in batches for position, why in batch.unreadable.items()]
+        self.store.save(self.ranks.rank, keys, np.concatenate([batch.features for batch in batches]), unreadable)
 
     def _readable(self, listed: Listed) -> Listed:
         readable = self.store.readable(listed)
@@ -269,7 +272,7 @@ class IndexBuilder:
         be merged: rank 0 makes it alone.
         """
         faiss, ranks = require("faiss", "an index"), self.ranks
-        alone = ranks.world_size == 1 or not options.mergeable
+        alone = ranks.world_size == 1 or options.kind == "hnsw"
         trained = self.store.folder / TRAINED
         if ranks.is_main:
             index = new_index(options, self.embedder.description.feature_width, len(readable))
@@ -318,42 +321,6 @@ class IndexBuilder:
             mininterval=_BAR_SECONDS_TERMINAL if sys.stderr.isatty() else _BAR_SECONDS_FILE,
             dynamic_ncols=True,
         )
-
-
-class _Pending:
-    """Features that are not in the store yet."""
-
-    def __init__(self, store: FeatureStore, rank: int) -> None:
-        self._store, self._rank = store, rank
-        self._clear()
-
-    @property
-    def images(self) -> int:
-        """How many images have been looked at since the last saving."""
-        return len(self._keys) + len(self._unreadable)
-
-    @property
-    def seconds(self) -> float:
-        """How long that was ago."""
-        return time.monotonic() - self._since
-
-    def add(self, listed: Listed, batch: EmbeddedBatch) -> None:
-        """Keep a batch of ``listed`` for the next saving."""
-        self._keys += [listed[position][1] for position in batch.positions]
-        self._features.append(batch.features)
-        self._unreadable += [(listed[position][1], why) for position, why in batch.unreadable.items()]
-
-    def save(self) -> None:
-        """Put what is pending into the store."""
-        if self.images:
-            self._store.save(self._rank, self._keys, np.concatenate(self._features), self._unreadable)
-        self._clear()
-
-    def _clear(self) -> None:
-        self._keys: list[Key] = []
-        self._features: list[np.ndarray] = []
-        self._unreadable: list[tuple[Key, str]] = []
-        self._since = time.monotonic()
 
 
 def _write(index: Any, path: Path) -> None:

@@ -18,12 +18,18 @@ from torch import Tensor
 
 from d3still import __version__
 from d3still.data.transforms import resize
-from d3still.deploy.description import COLOUR_RULE, RESIZE_RULE, Description
-from d3still.deploy.extras import require
-from d3still.deploy.network_files import METADATA_KEY, ONNX, SAFETENSORS, open_network
+from d3still.deploy.network_files import (
+    COLOUR_RULE,
+    METADATA_KEY,
+    ONNX,
+    RESIZE_RULE,
+    SAFETENSORS,
+    Description,
+    open_network,
+)
 from d3still.deploy.quantize import quantised
 from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, RESIZE_KEY, EmbeddingGraph, onnx_session, sealed
-from d3still.errors import UserError
+from d3still.errors import UserError, require
 from d3still.files import user_path, write_atomically, write_text
 from d3still.modeling.swin import SwinModel
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from d3still import __version__
-from d3still.deploy.description import SHORT, Description
 from d3still.deploy.embedder import Embedder, finite
 from d3still.deploy.kinds import Blocks, IndexOptions
 from d3still.deploy.listing import Box, GalleryImage, Stamp, absolute
+from d3still.deploy.network_files import SHORT, Description
 from d3still.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -1,11 +1,21 @@
-"""A gallery that answers: features of its images in a FAISS index, and the images that they are of."""
+"""A gallery that answers: features of its images in a FAISS index, and the images that they are of.
+
+Its file is a zip archive, not compressed, whose own checksums tell whether it is whole:
+
+    header.json  which network embedded the images, how the index was made
+    images.json  id, path, identity, camera and box of each image, in the order of their ids
+    index.faiss  what faiss.write_index writes
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +24,33 @@ import numpy as np
 
 from d3still.deploy.embedder import Embedder, embed_images
 from d3still.deploy.gallery import Gallery, Match, header_of
-from d3still.deploy.index_file import load_index_file, save_index_file
-from d3still.deploy.kinds import Blocks, IndexOptions, add, new_index, remove, stored_features, train, without
+from d3still.deploy.kinds import (
+    Blocks,
+    IndexOptions,
+    Queries,
+    add,
+    held_out,
+    new_index,
+    recall_queries,
+    remove,
+    stored_features,
+    train,
+    tune,
+    without,
+)
 from d3still.deploy.listing import UNKNOWN, GalleryImage, Stamp, list_images, stamps_of
-from d3still.deploy.recall import Queries, held_out, recall_queries, tune
-from d3still.errors import UserError
-from d3still.files import user_path
+from d3still.errors import UserError, require
+from d3still.files import require_regular, user_path, write_atomically
 
 logger = logging.getLogger(__name__)
+
+VERSION = 2
+_HEADER, _IMAGES, _FAISS = "header.json", "images.json", "index.faiss"
+_FORMER = b"d3still gallery index\n"  # how files of version 1 begin
+_MAGIC = b"PK\x03\x04"
+_AGAIN = "build it again (build --overwrite)"
+_DAMAGE = (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, ValueError, KeyError, RuntimeError)
+
 
 class GalleryIndex(Gallery):
     """A gallery in a FAISS index, which is one file.
@@ -72,7 +101,7 @@ class GalleryIndex(Gallery):
             images: a folder, a CSV file, or paths: see `d3still.deploy.listing.list_images`. Unreadable ones
                 are left out, logged, and listed in ``header["unreadable"]``.
             options: the kind of index; exact by default.
-            queries: images to measure recall with: see `d3still.deploy.recall.held_out`.
+            queries: images to measure recall with: see `d3still.deploy.kinds.held_out`.
             query_network: that embeds them; None = that of the embedder's file.
 
         Raises:
@@ -125,7 +154,15 @@ class GalleryIndex(Gallery):
             "cameras": [image.camera for image in self.images],
             "stamps": self.stamps,
         }
-        save_index_file(user_path(path), self.header, columns, self.index)
+
+        def write(file: Any) -> None:
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr(zipfile.ZipInfo(_HEADER), json.dumps({"version": VERSION, **self.header}))
+                archive.writestr(zipfile.ZipInfo(_IMAGES), json.dumps(columns))
+                with archive.open(zipfile.ZipInfo(_FAISS), "w", force_zip64=True) as member:
+                    write_faiss(self.index, member.write)
+
+        write_atomically(user_path(path), write)
 
     def add(self, embedder: Embedder, images: str | Path | Iterable[Any]) -> list[GalleryImage]:
         """Embed further images and append them; those that are in the index already stay as they are.
@@ -286,3 +323,73 @@ def _embedded(
     if not kept:
         raise UserError(f"none of the {len(images)} images can be read; {next(iter(unreadable.values()))}")
     return kept, features, unreadable
+
+
+def write_faiss(index: Any, write: Callable[[bytes], int]) -> None:
+    """Pass what ``faiss.write_index`` writes to a function, piece by piece."""
+    faiss = require("faiss", "an index")
+    writer = faiss.PyCallbackIOWriter(write)
+    faiss.write_index(index, writer)
+    del writer  # it still holds what it has not passed on
+
+
+def load_index_file(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Header, images and FAISS index of a file.
+
+    Raises:
+        UserError: when it is missing, no index, of another version, cut short or damaged.
+    """
+    faiss = require("faiss", "an index")
+    with _opened(path) as (archive, header):
+        images = json.loads(archive.read(_IMAGES))
+        with archive.open(_FAISS) as member:
+            return header, images, faiss.read_index(faiss.PyCallbackIOReader(member.read))
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header alone; the rest is only checked for damage. Errors as of `load_index_file`."""
+    with _opened(path) as (_, header):
+        return header
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
+    """The archive, every checksum of which is right, and its header; what then still fails is this file's fault."""
+    try:
+        require_regular(path)
+        with path.open("rb") as file:
+            start = file.read(len(_FORMER))
+            if start == _FORMER:
+                raise UserError(f"{path}: is a gallery index of an earlier d3still; {_AGAIN}")
+            if not start.startswith(_MAGIC):
+                cut = start and _MAGIC.startswith(start)
+                raise UserError(f"{path}: {'is cut short' if cut else 'is no gallery index'}; {_AGAIN}")
+            with zipfile.ZipFile(file) as archive:
+                yield archive, _checked(path, archive)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such gallery index; make it with tools/index_net.py build") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder, not a gallery index; name the file in it") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: is cut short or damaged ({reason}); copy it again, or {_AGAIN}") from error
+
+
+def _checked(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+    if _HEADER not in archive.namelist():
+        raise UserError(f"{path}: is no gallery index; {_AGAIN}")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        raise UserError(f"{path}: is damaged (it seems compressed); copy it again, or {_AGAIN}")
+    damaged = archive.testzip()  # FAISS itself would crash on some damaged files
+    if damaged:
+        raise UserError(f"{path}: is damaged (the checksum of {damaged} differs); copy it again, or {_AGAIN}")
+    header = json.loads(archive.read(_HEADER))
+    version = header.pop("version")
+    if version != VERSION:
+        raise UserError(
+            f"{path}: is a gallery index of version {version}, but this d3still reads version {VERSION}; use the "
+            f"d3still that wrote it, or {_AGAIN}"
+        )
+    return header

@@ -1,20 +1,34 @@
 """The kinds of index, made with FAISS: exact, or faster and smaller at a measured loss.
 
 All compare by inner product, which for features of length 1 is the cosine.
+
+Queries come from another network than the gallery's features, and lie elsewhere: an index that finds 0.997 of the
+neighbours of its own features may find 0.9 of a query network's. So recall is measured with what will be asked,
+features of the query network, and with images that the gallery does not hold, where there are any.
 """
 
 from __future__ import annotations
 
+import filecmp
+import logging
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from d3still.deploy.extras import require
-from d3still.errors import UserError
+from d3still.deploy.embedder import Embedder, embed_images
+from d3still.deploy.listing import GalleryImage, list_images, run_dataset
+from d3still.errors import UserError, require
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Blocks = Callable[[], Iterator[np.ndarray]]
 """Gives all features anew, in order, as float32 blocks (n, D)."""
 
@@ -26,6 +40,12 @@ _CODE_BITS = 8
 _CODES = 2**_CODE_BITS
 _HNSW_LINKS, _HNSW_CONSTRUCTION = 32, 80
 _TOGETHER = 8  # queries that one matrix product answers faster than passes over the features
+RECALL_AT = 10
+QUERIES = 500  # at most so many are measured with
+_COMPARED = 4 * QUERIES  # query images whose content is compared with the gallery's
+_OWN = "images of the gallery, each left out of its own answers"
+_EFFORT_STEPS = 8  # an effort is chosen to an eighth of itself
+_NO_GAIN = 0.005  # codes lose what no effort brings back: once twice the effort adds less recall, it is enough
 
 
 @dataclass(frozen=True)
@@ -48,11 +68,6 @@ class IndexOptions:
             raise UserError(f"the kind of index '{self.kind}' is not known; choose {', '.join(KINDS)}")
         if not 0 < self.recall <= 1:
             raise UserError(f"the wanted recall {self.recall} must be above 0 and at most 1")
-
-    @property
-    def mergeable(self) -> bool:
-        """Whether FAISS can merge parts of such an index."""
-        return self.kind != "hnsw"
 
 
 def new_index(options: IndexOptions, width: int, count: int) -> Any:
@@ -174,3 +189,223 @@ def _check_codes(code_bytes: int, width: int, count: int) -> None:
         raise UserError(f"an ivfpq index learns its codes from at least {_CODES} images, not {count}; use exact")
 
 
+class Queries(NamedTuple):
+    """What recall is measured with.
+
+    Attributes:
+        features: (Q, D), of length 1.
+        own: (Q,), the gallery's row that each is an image of, to be left out of its answers; None where the
+            gallery holds none of them.
+        source: what they are, for whoever reads the number.
+    """
+
+    features: np.ndarray
+    own: np.ndarray | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Measured quality of an index: mean share of the ``at`` best images that it finds, and the effort it takes.
+
+    ``effort`` is the number of lists or candidates looked at for a query (0: all); ``measured_with`` says which
+    queries asked.
+    """
+
+    value: float
+    at: int
+    queries: int
+    images: int
+    effort: int
+    measured_with: str
+
+
+def held_out(
+    embedder: Embedder, gallery: Sequence[GalleryImage], images: str | Path | Iterable[Any] | None
+) -> list[GalleryImage]:
+    """Images to ask with that the gallery does not hold, not even under another name; none where none are known.
+
+    Args:
+        embedder: of the gallery network.
+        gallery: what is indexed.
+        images: query images as `list_images` takes them; None = the queries of the run's own dataset, where
+            the gallery is the run's.
+
+    Raises:
+        UserError: the images that were named cannot be listed, or the gallery holds all of them.
+    """
+    listed = _run_queries(embedder, gallery) if images is None else list_images(images)
+    held = {(image.path, image.box) for image in gallery}
+    others = _spread([image for image in listed if (image.path, image.box) not in held], _COMPARED)
+    by_size: dict[int, list[GalleryImage]] = defaultdict(list)
+    for image in gallery if others else ():
+        by_size[_size(image)].append(image)
+    found = [image for image in others if not any(_same(image, other) for other in by_size[_size(image)])]
+    if images is not None and not found:
+        raise UserError(f"{images}: the gallery holds all of these images; name others as --queries")
+    return _spread(found, QUERIES)
+
+
+def recall_queries(
+    embedder: Embedder, gallery: Sequence[GalleryImage], images: Sequence[GalleryImage], network: Embedder | None
+) -> Queries | None:
+    """Features of ``images``, or of gallery images where there are none of these, by the query network.
+
+    Args:
+        embedder: of the gallery network.
+        gallery: the index's images.
+        images: what `held_out` gave.
+        network: the query network; None = that of the embedder's own file.
+
+    Returns:
+        None where the gallery's own features are all that there is.
+    """
+    if network is None and isinstance(embedder, Embedder):
+        network = embedder.query_network()
+    if images:
+        asking = network or embedder
+        rows, features = _embedded(asking, images)
+        if rows:
+            return Queries(features, None, f"{len(rows)} images that the gallery does not hold, {asking.description}")
+    if network is None:
+        return None
+    rows = _spread(range(len(gallery)), QUERIES)
+    places, features = _embedded(network, [gallery[row] for row in rows])
+    own = np.array([rows[place] for place in places])
+    return Queries(features, own, f"{len(own)} {_OWN}, {network.description}") if places else None
+
+
+def tune(index: Any, blocks: Blocks, options: IndexOptions, queries: Queries | None = None) -> Recall | None:
+    """Measure recall against exact search, raising the search's effort until it reaches the wanted value.
+
+    Args:
+        index: holds all features.
+        blocks: all features.
+        options: the kind of index and the wanted recall.
+        queries: what to ask with; None = the gallery's own features.
+
+    Returns:
+        None for an exact index, and for one that holds nothing to be found.
+    """
+    count = index.ntotal
+    queries = queries or _own_queries(blocks, count)
+    at = min(RECALL_AT, count - (queries.own is not None))
+    if options.kind == "exact" or at < 1:
+        return None
+    truth = _exact_neighbours(queries, blocks, at)
+
+    def measured(effort: int) -> float:
+        set_effort(index, effort)
+        return _overlap(_neighbours(index, queries, at), truth)
+
+    start, highest = (1, index.nlist) if has_lists(index) else (at + 1, count)
+    effort, value = _least_effort(measured, start, highest, options)
+    set_effort(index, effort)
+    if queries.own is not None:
+        logger.warning(
+            "recall is measured with images of the gallery itself (%s): other images may find fewer of their "
+            "neighbours. Name some that it does not hold with --queries",
+            queries.source,
+        )
+    if value < options.recall:
+        logger.warning(
+            "recall@%d is %.3f, below the wanted %.3f; only longer codes or another kind would raise it",
+            at,
+            value,
+            options.recall,
+        )
+    return Recall(round(value, 4), at, len(queries.features), count, effort, queries.source)
+
+
+def _least_effort(
+    measured: Callable[[int], float], start: int, highest: int, options: IndexOptions
+) -> tuple[int, float]:
+    """The least effort that reaches the wanted recall, to an eighth, and its recall; or what comes nearest."""
+    low, effort = 0, min(start, highest)
+    value, former = measured(effort), -1.0
+    while value < options.recall and effort < highest:  # twice as much until it is reached
+        if options.kind == "ivfpq" and value - former < _NO_GAIN:
+            return effort, value
+        low, effort, former = effort, min(2 * effort, highest), value
+        value = measured(effort)
+    while value >= options.recall and low and effort - low > max(1, effort // _EFFORT_STEPS):  # then between the two
+        middle = (low + effort) // 2
+        found = measured(middle)
+        if found >= options.recall:
+            effort, value = middle, found
+        else:
+            low = middle
+    return effort, value
+
+
+def _own_queries(blocks: Blocks, count: int) -> Queries:
+    rows = np.unique(np.linspace(0, count - 1, min(QUERIES, count)).astype(np.int64))
+    return Queries(gather(blocks, rows), rows, f"{len(rows)} {_OWN}, by the gallery network")
+
+
+def _neighbours(index: Any, queries: Queries, at: int) -> np.ndarray:
+    """The index's answer (Q, at), without the query itself where the index holds it."""
+    if queries.own is None:
+        return index.search(queries.features, at)[1]
+    _, found = index.search(queries.features, at + 1)
+    itself = found == queries.own[:, None]
+    itself[~itself.any(axis=1), -1] = True  # it was not found: the last one goes instead
+    return found[~itself].reshape(len(found), at)
+
+
+def _exact_neighbours(queries: Queries, blocks: Blocks, at: int) -> np.ndarray:
+    """The ``at`` best of all features for each query (Q, at), itself excepted; one block in memory at a time."""
+    features, own = queries.features, queries.own
+    scores = np.full((len(features), at), -np.inf, np.float32)
+    found = np.full((len(features), at), -1, np.int64)
+    start = 0
+    for block in blocks():
+        both = np.concatenate([scores, features @ block.T], axis=1)  # the best so far, then this block
+        if own is not None:
+            inside = np.flatnonzero((own >= start) & (own < start + len(block)))
+            both[inside, at + own[inside] - start] = -np.inf
+        best = np.argpartition(-both, at - 1, axis=1)[:, :at]
+        scores = np.take_along_axis(both, best, axis=1)
+        former = np.take_along_axis(found, np.minimum(best, at - 1), axis=1)
+        found = np.where(best < at, former, start + best - at)
+        start += len(block)
+    return found
+
+
+def _overlap(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, truth, strict=True)]))
+
+
+def _embedded(network: Embedder, images: Sequence[GalleryImage]) -> tuple[list[int], np.ndarray]:
+    """Positions of the readable images, and their features."""
+    batches = list(embed_images(network, images))
+    return [place for batch in batches for place in batch.positions], np.concatenate([b.features for b in batches])
+
+
+def _run_queries(embedder: Embedder, gallery: Sequence[GalleryImage]) -> list[GalleryImage]:
+    """The queries of the dataset that the network's run was tested on, if the gallery is of that dataset."""
+    try:
+        dataset = run_dataset(embedder.description)
+    except UserError:  # it is not on this machine
+        return []
+    held = {image.path for image in gallery}
+    return list_images(dataset.query) if any(image.path in held for image in list_images(dataset.gallery)) else []
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """``count`` of the items, evenly spread."""
+    return [items[place] for place in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
+
+
+def _size(image: GalleryImage) -> int:
+    try:
+        return os.stat(image.path).st_size  # noqa: PTH116  (a million of them)
+    except OSError:
+        return -1
+
+
+def _same(image: GalleryImage, other: GalleryImage) -> bool:
+    """Whether two files, which both have this size, hold the same image."""
+    with suppress(OSError):
+        return image.box == other.box and filecmp.cmp(image.path, other.path, shallow=False)
+    return False

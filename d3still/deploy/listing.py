@@ -11,7 +11,7 @@ from d3still.data import RetrievalDataset, Sample, build_dataset
 from d3still.data.datasets.base import JUNK_IDENTITY
 from d3still.data.datasets.files import require_images
 from d3still.data.datasets.table import GALLERY, PATH, TABLE_SUFFIXES, read_table
-from d3still.deploy.description import Description
+from d3still.deploy.network_files import Description
 from d3still.errors import UserError
 from d3still.files import user_path
 from d3still.text import visible

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from d3still.deploy.extras import require
 from d3still.deploy.gallery import Gallery, Match
 from d3still.deploy.kinds import Blocks
 from d3still.deploy.listing import UNKNOWN, GalleryImage, Stamp
-from d3still.errors import UserError
+from d3still.errors import UserError, require
 from d3still.files import user_path
 
 COLLECTION = "gallery"

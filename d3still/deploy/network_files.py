@@ -1,26 +1,166 @@
-"""Opening a trained network for deployment: a run's checkpoint, a published file, or a safetensors export."""
+"""Opening a trained network for deployment: a run's checkpoint, a published file, or a safetensors export.
+
+A `Description` says what a network's features depend on: its weights, its input and its settings.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from d3still.config import read_tree
-from d3still.deploy.description import CLASSIFIER, PARTS, Description, describe, weights_hash
-from d3still.deploy.extras import require
-from d3still.errors import UserError
+from d3still.errors import UserError, require
 from d3still.files import user_path
 from d3still.modeling import RetrievalModel, build_model, load_weights, read_weights
 from d3still.modeling.head import FEATURE_WIDTH
+from d3still.runs.facts import max_pixels_of, stage_of
 
 SAFETENSORS, ONNX = ".safetensors", ".onnx"
 METADATA_KEY = "d3still"
 """Under this key exported files carry their description, as JSON."""
+PARTS = ("query", "gallery")
+RESIZE_RULE = "bilinear, antialiased, align_corners off, to exactly (height, width), on uint8, rounded to uint8"
+COLOUR_RULE = "first frame, turned upright as EXIF says, RGB, transparency over white, 16 bits a channel scaled to 8"
+SHORT = 12  # hexadecimal digits of a hash that messages show
+
+CLASSIFIER = "fc.classifier.weight"  # plays no part in the embedding
+#: Entries of published files that carry no weights: counters, and tables that follow from the architecture.
+_NO_WEIGHTS = ("num_batches_tracked", "relative_coords_table", "relative_position_index", "attn_mask")
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network as deployment knows it.
+
+    Attributes:
+        part: "query" or "gallery".
+        network: its published name, such as ``ResNet18``.
+        last_stride: stride of its last stage.
+        size: height and width of its input.
+        mean: of each channel, for pixels scaled to 0 … 1.
+        std: likewise.
+        mirrored: whether the features of the mirrored image are added (``TEST.FLIP_FEATS``).
+        feature_width: D.
+        weights_hash: `weights_hash` of its weights.
+        networks: part → weights hash, of every network that its file held: those that it belongs with.
+        config: the run's config, sections of keys; empty where there was none.
+    """
+
+    part: str
+    network: str
+    last_stride: int
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mirrored: bool
+    feature_width: int
+    weights_hash: str
+    networks: dict[str, str]
+    config: dict[str, Any]
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest image that is decoded for it."""
+        return max_pixels_of(self.config)
+
+    def embedding(self) -> dict[str, Any]:
+        """Everything that decides a feature, as plain values: equal for two networks whose features may mix."""
+        values = asdict(self)
+        del values["networks"], values["config"]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON can hold them."""
+        return {**self.embedding(), "networks": self.networks, "config": self.config}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Description:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: when a field is missing or of another kind.
+        """
+        try:
+            fields = {name: values[name] for name in cls.__dataclass_fields__}
+            height, width = fields["size"]
+            fields |= {"size": (int(height), int(width)), "mean": tuple(fields["mean"]), "std": tuple(fields["std"])}
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise UserError(f"the description of its network is damaged ({problem}); export it again") from error
+
+    def __str__(self) -> str:
+        return f"{self.part} network {self.network} {self.weights_hash[:SHORT]}"
+
+
+def describe(config: Mapping[str, Any], part: str, feature_width: int, hashes: Mapping[str, str]) -> Description:
+    """The network that is ``part`` of a run with this config.
+
+    Args:
+        config: a frozen config, or the tree of sections that a checkpoint holds.
+        part: "query" or "gallery".
+        feature_width: D.
+        hashes: weights hash of each network that the file holds.
+
+    Raises:
+        UserError: the run has no such network.
+    """
+    inputs, test = config["INPUT"], config["TEST"]
+    side, size = _side(config, part)
+    return Description(
+        part=part,
+        network=config["DISTILLER"][f"{side}_NAME"],
+        last_stride=config["DISTILLER"][f"{side}_LAST_STRIDE"],
+        size=tuple(size),
+        mean=tuple(inputs["PIXEL_MEAN"]),
+        std=tuple(inputs["PIXEL_STD"]),
+        mirrored=test["FLIP_FEATS"],
+        feature_width=feature_width,
+        weights_hash=hashes[part],
+        networks=dict(hashes),
+        config=plain(config),
+    )
+
+
+def _side(config: Mapping[str, Any], part: str) -> tuple[str, list[int]]:
+    """Prefix of the network's keys, and its test size: those of the stage that the config describes."""
+    stage, inputs = stage_of(config), config["INPUT"]
+    if stage == 0 and part == "query":
+        raise UserError("stage 0 has no query network, only a gallery network; ask for part gallery")
+    if stage == 0 or part == "query":
+        return "STUDENT", inputs["STUDENT_SIZE_TEST"]
+    return "TEACHER", inputs["SIZE_TEST"] if stage == 2 else inputs["TEACHER_SIZE_TEST"]
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the weights that an embedding comes from, in hexadecimal.
+
+    The same for the same network in any kind of file: names are sorted, numbers hashed as float32, and
+    what the embedding does not use (classifier, batch counters, position tables) is left out.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        if key == CLASSIFIER or key.endswith(_NO_WEIGHTS):
+            continue
+        value = state[key].detach().cpu().to(torch.float32).contiguous()
+        digest.update(f"{key} {tuple(value.shape)}\n".encode())
+        digest.update(value.numpy())
+    return digest.hexdigest()
+
+
+def plain(tree: Any) -> Any:
+    """A config as dictionaries, lists and scalars."""
+    if isinstance(tree, Mapping):
+        return {str(key): plain(value) for key, value in tree.items()}
+    return [plain(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 def open_network(
@@ -146,6 +286,6 @@ def _config_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 
 
 def _only_part(config: Mapping[str, Any], path: Path) -> str:
-    if config["DISTILLER"]["TYPE"] == "NONE":
+    if stage_of(config) == 0:
         return "gallery"
     raise UserError(f"{path}: holds one network without saying which; ask for part query or part gallery")

@@ -22,11 +22,10 @@ import torch.nn.functional as F
 
 from d3still.data import ImageError, read_image
 from d3still.data.transforms import resize
-from d3still.deploy.description import Description
-from d3still.deploy.extras import require
 from d3still.deploy.listing import GalleryImage, list_images, run_dataset
+from d3still.deploy.network_files import Description
 from d3still.deploy.runners import onnx_session
-from d3still.errors import UserError
+from d3still.errors import UserError, require
 
 logger = logging.getLogger(__name__)
 

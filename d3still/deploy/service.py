@@ -10,25 +10,22 @@ import io
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from d3still.data import ImageError
-from d3still.data.image import DECODE_ERRORS, FORMATS
 from d3still.deploy.embedder import Embedder
-from d3still.deploy.extras import require
 from d3still.deploy.gallery import Gallery, Match
 from d3still.deploy.listing import Box, GalleryImage
 from d3still.deploy.network_files import ONNX
 from d3still.deploy.page import thumbnail
-from d3still.errors import UserError
+from d3still.deploy.questions import SEARCH, Limits, Question, Refused, embedded, parsed
+from d3still.errors import require
 from d3still.text import visible
 
 logger = logging.getLogger(__name__)
@@ -45,44 +42,6 @@ _POLICY = (
     "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' blob: data:; object-src 'none'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may ask for; beyond it the answer is 4xx, or 503 where the service is too busy.
-
-    Attributes:
-        upload: bytes of a request.
-        pixels: of an image, as its header says.
-        topk: answers.
-        requests: at work at once.
-        seconds: a request.
-        batch: searches that go to the index together.
-    """
-
-    upload: int = 20_000_000
-    pixels: int = 40_000_000
-    topk: int = 100
-    requests: int = 64
-    seconds: float = 20.0
-    batch: int = 64
-
-
-class Question(NamedTuple):
-    """One search: a feature (D,), how many answers, and the identity and camera whose images are passed over."""
-
-    feature: np.ndarray
-    topk: int
-    without_identity: str | None = None
-    without_camera: str | None = None
-
-
-class Refused(Exception):
-    """A request that gets no answer: an HTTP status and one line."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.detail = status, visible(detail)
 
 
 class Searcher:
@@ -124,43 +83,6 @@ class Searcher:
             for place, found in zip(places, self._gallery.find(features, topk, identity, camera), strict=True):
                 answers[place] = found[: questions[place].topk]
         return answers
-
-
-def parsed(kind: str, body: bytes, fields: dict[str, Any], width: int, limits: Limits) -> tuple[Question, Any]:
-    """A question without its feature's width in doubt, and the image to be embedded, if it brought one.
-
-    Args:
-        kind: the request's content type.
-        body: JSON or raw float32, of another kind than a form.
-        fields: of a form, or of the address.
-        width: D.
-        limits: that hold.
-
-    Raises:
-        Refused: 400 or 422, saying what is wrong.
-    """
-    vector: Any = None
-    if kind == "application/json":
-        try:
-            content = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise Refused(400, f"the request is no JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise Refused(422, 'the request must be an object such as {"vector": [...], "topk": 5}')
-        fields, vector = content, content.get("vector")
-        if not isinstance(vector, list) or not all(type(number) in (int, float) for number in vector):
-            raise Refused(422, "the vector must be a list of numbers")
-    elif kind == "application/octet-stream":
-        if len(body) % 4:
-            raise Refused(422, f"{len(body)} bytes are no float32 numbers")
-        vector = np.frombuffer(body, "<f4")
-    image = fields.get("image")
-    if vector is None and (image is None or isinstance(image, str)):
-        raise Refused(422, "there is neither a vector nor a file in the field image")
-    feature = np.zeros(width, np.float32) if vector is None else _unit(vector, width)
-    names = (fields.get(name) for name in ("without_identity", "without_camera"))
-    without = [None if name in (None, "") else str(name) for name in names]
-    return Question(feature, _topk(fields.get("topk", 10), limits), *without), None if vector is not None else image
 
 
 def create_app(
@@ -236,7 +158,7 @@ def create_app(
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         return JSONResponse({"detail": visible(error.errors()[0]["msg"])}, 422)
 
-    @app.post("/search", openapi_extra=_SEARCH)
+    @app.post("/search", openapi_extra=SEARCH)
     async def search(request: Request) -> Any:
         """The nearest gallery images of a feature vector or of an image."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -254,7 +176,7 @@ def create_app(
                 raise Refused(422, "this service has no query network (--weights): send a vector")
             with measured.timed("embed", seconds):
                 data = await upload.read()
-                question = question._replace(feature=await asyncio.to_thread(_embed, embedder, data, limits))
+                question = question._replace(feature=await asyncio.to_thread(embedded, embedder, data, limits))
         with measured.timed("search", seconds):
             matches = await searcher(question)
         return {
@@ -344,20 +266,6 @@ def create_app(
     return app
 
 
-class _Timed:
-    """Notes how long a block took."""
-
-    def __init__(self, histogram: Any, part: str, into: dict[str, float]) -> None:
-        self._histogram, self._part, self._into = histogram, part, into
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._into[self._part] = round(time.perf_counter() - self._began, 6)
-        self._histogram.observe(self._into[self._part])
-
-
 class _Measured:
     """What /metrics tells; numbers of this service alone."""
 
@@ -373,8 +281,15 @@ class _Measured:
         self._requests.labels(route if response.status_code != 404 else "unknown", response.status_code).inc()
         return response
 
-    def timed(self, part: str, into: dict[str, float]) -> _Timed:
-        return _Timed(self._seconds.labels(part), part, into)
+    @contextmanager
+    def timed(self, part: str, into: dict[str, float]) -> Iterator[None]:
+        """Note how long a block took."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            into[part] = round(time.perf_counter() - began, 6)
+            self._seconds.labels(part).observe(into[part])
 
     def text(self) -> bytes:
         return self._client.generate_latest(self._registry)
@@ -391,39 +306,6 @@ async def _read(request: Any, limit: int) -> None:
         if len(body) > limit:
             raise Refused(413, f"the request has more than the {limit:,} bytes that are taken")
     request._body = bytes(body)  # what `request.body()` and `request.form()` then take
-
-
-def _unit(vector: Any, width: int) -> np.ndarray:
-    """A feature of length 1."""
-    try:
-        with np.errstate(invalid="ignore"):  # raw bytes may be any number
-            values = np.asarray(vector, np.float64)
-    except (ValueError, OverflowError) as error:
-        raise Refused(422, f"the vector holds numbers that are none ({error})") from error
-    if values.shape != (width,):
-        raise Refused(422, f"the vector has {values.size} numbers; the gallery's features have {width}")
-    largest = np.abs(values).max()
-    if not np.isfinite(largest) or largest == 0:
-        raise Refused(422, "the vector must be finite and not zero")
-    values = values / largest
-    return (values / np.linalg.norm(values)).astype(np.float32)
-
-
-def _topk(value: Any, limits: Limits) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isdecimal() or not 1 <= int(text[:9]) <= limits.topk or len(text) > 9:
-        raise Refused(422, f"topk is {text[:20]}; it must be a number from 1 to {limits.topk}")
-    return int(text)
-
-
-def _embed(embedder: Embedder, data: bytes, limits: Limits) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > limits.pixels:
-                raise Refused(413, f"the image has {image.width} × {image.height} pixels; {limits.pixels:,} are taken")
-            return embedder(image)
-    except (UserError, *DECODE_ERRORS) as error:
-        raise Refused(422, f"the image cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
 def _jpeg(path: str, box: Box | None) -> bytes:
@@ -455,24 +337,3 @@ def _resizes(query_file: Path) -> bool:
         return bool(card["graph"]["resizes"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-_TOPK = {"type": "integer", "minimum": 1, "default": 10}
-_WITHOUT = {name: {"type": "string"} for name in ("without_identity", "without_camera")}
-_VECTOR = {"type": "array", "items": {"type": "number"}}
-_SEARCH = {
-    "requestBody": {
-        "content": {
-            "application/json": {
-                "schema": {"type": "object", "properties": {"vector": _VECTOR, "topk": _TOPK, **_WITHOUT}}
-            },
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"image": {"type": "string", "format": "binary"}, "topk": _TOPK, **_WITHOUT},
-                }
-            },
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        }
-    }
-}

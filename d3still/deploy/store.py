@@ -3,7 +3,7 @@
 A chunk is a pair of files, ``NAME.npy`` with features and ``NAME.json`` with their checksum and the images that
 they are of, written last: without it, the other does not count. An image counts as embedded only if its file has
 the size and time of change that it had then, and its chunk is whole. A folder without the plan of a build is not
-ours, and in one that is, only files of our own names are touched.
+ours, and in one that is, only files of our own names are touched. Processes of torchrun fill one folder together.
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+import torch.distributed as dist
 
-from d3still.deploy.description import SHORT
 from d3still.deploy.listing import Box, GalleryImage, stamps_of
+from d3still.deploy.network_files import SHORT
 from d3still.errors import UserError
 from d3still.files import write_atomically, write_text
 from d3still.locks import LOCK, OWNER, locked
@@ -30,11 +35,13 @@ logger = logging.getLogger(__name__)
 
 PLAN = "plan.json"
 TRAINED, PART = "trained.faiss", "part-{}.faiss"
+PATIENCE = timedelta(days=1)  # a rank may wait that long for the others' share of a large gallery
 BLOCK = 4096  # features handed on at once
 _FORMAT = "d3still unfinished gallery index"
 _NAMES = r"trained\.faiss|part-\d+\.faiss|chunk-\d+-\d{8}\.(npy|json)"
 _OWN = re.compile(rf"{_NAMES}|\.({_NAMES}|plan\.json)\.[a-z0-9_]+\.d3still-part")  # features, and unfinished files
 
+T = TypeVar("T")
 Key = tuple[str, Box | None, int, int]
 """Path, box, size and time of change of an image: what must be the same for its feature to be used again."""
 
@@ -202,3 +209,52 @@ def keyed(images: Sequence[GalleryImage]) -> list[tuple[GalleryImage, Key]]:
 def _key(values: list[Any]) -> Key:
     path, box, size, changed = values
     return path, None if box is None else tuple(box), size, changed
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of torchrun, alone without it; its network runs on ``device``."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the index."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T], rank: int | None = None) -> Sequence[T]:
+        """A rank's contiguous part of a list, this one's by default; all parts in order are the list."""
+        rank = self.rank if rank is None else rank
+        return items[len(items) * rank // self.world_size : len(items) * (rank + 1) // self.world_size]
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives on rank 0, where alone it is called, on every rank."""
+        value = [make() if self.is_main else None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(value, src=0)
+        return value[0]
+
+    def wait(self) -> None:
+        """Until every rank has come this far."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def torchrun_ranks() -> Iterator[Ranks]:
+    """Join the processes that torchrun started, and leave them again. Each takes a GPU of its own, if there are."""
+    rank, world_size, local = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    ranks = Ranks(rank, world_size, torch.device("cuda", local % cards) if cards else torch.device("cpu"))
+    if ranks.world_size == 1:
+        yield ranks
+        return
+    dist.init_process_group("gloo", timeout=PATIENCE)  # only to wait for each other: features go by files
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()

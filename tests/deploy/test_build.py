@@ -15,7 +15,7 @@ from d3still.deploy import Embedder, GalleryIndex, IndexBuilder, IndexOptions
 from d3still.deploy import build as build_module
 from d3still.deploy import store as store_module
 from d3still.deploy.build import remove_images
-from d3still.deploy.index_file import read_header
+from d3still.deploy.index import read_header
 from d3still.deploy.listing import list_images
 from d3still.errors import UserError
 from tests.deploy.small import needs, picture, save_pictures, save_run
@@ -66,7 +66,7 @@ class KillAtWrite:
             if self.left == 0:
                 raise Killed
 
-        for module in ("d3still.deploy.store", "d3still.deploy.index_file", "d3still.deploy.build", "d3still.files"):
+        for module in ("d3still.deploy.store", "d3still.deploy.index", "d3still.deploy.build", "d3still.files"):
             monkeypatch.setattr(sys.modules[module], "write_atomically", write)
 
 

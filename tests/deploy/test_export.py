@@ -14,8 +14,8 @@ from d3still.data import ImageBatch, Normalizer
 from d3still.deploy import Embedder, cost_table, costs, export_network, open_network, read_safetensors
 from d3still.deploy import export as export_module
 from d3still.deploy import quantize as quantize_module
-from d3still.deploy.description import weights_hash
 from d3still.deploy.export import TOLERANCE
+from d3still.deploy.network_files import weights_hash
 from d3still.deploy.runners import onnx_session
 from d3still.errors import UserError
 from d3still.modeling import build_model, load_weights

@@ -11,10 +11,9 @@ from PIL import Image
 
 from d3still.data import Sample
 from d3still.deploy import Embedder, GalleryImage, GalleryIndex, IndexOptions, export_network
-from d3still.deploy import index_file as index_file_module
-from d3still.deploy.kinds import KINDS, add, answer_few_together, new_index, set_effort
+from d3still.deploy import index as index_file_module
+from d3still.deploy.kinds import KINDS, _least_effort, add, answer_few_together, new_index, set_effort
 from d3still.deploy.listing import list_images
-from d3still.deploy.recall import _least_effort
 from d3still.errors import UserError
 from tests.deploy.small import make_config, needs, picture, save_pictures, save_run
 

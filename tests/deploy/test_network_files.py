@@ -5,7 +5,7 @@ import torch
 
 from d3still.config import dump_config, load_config
 from d3still.deploy import Embedder, open_network, open_networks
-from d3still.deploy.description import Description, describe, weights_hash
+from d3still.deploy.network_files import Description, describe, weights_hash
 from d3still.engine.setup import Sizes, build_networks
 from d3still.errors import UserError
 from tests.deploy.small import make_config, make_network, picture, save_run

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from d3still.deploy import Embedder, GalleryIndex, IndexBuilder, IndexOptions
+from d3still.deploy.kinds import held_out, recall_queries
 from d3still.deploy.listing import list_images
-from d3still.deploy.recall import held_out, recall_queries
 from d3still.errors import UserError
 from tests.deploy.small import make_config, needs, save_pictures, save_run
 from tests.tiny import make_veri
