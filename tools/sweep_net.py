@@ -43,13 +43,14 @@ def main() -> int:
 
     from d3still.engine.events import logging_to
     from d3still.plans.execute import carry_out, plan_text
+    from d3still.plans.sweep import plan_sweep
     from d3still.plans.training import Training
     from d3still.reporting import sweep as sweeps
     from d3still.reporting.outputs import write_files
 
     training = Training()
     with logging_to(None):
-        plan = sweeps.plan_sweep(args.config_file, args.key, args.values, [int(seed) for seed in args.seeds], settings)
+        plan = plan_sweep(args.config_file, args.key, args.values, [int(seed) for seed in args.seeds], settings)
         if args.dry_run:
             print(plan_text(plan.all_runs, training.is_finished), end="")
             return 0

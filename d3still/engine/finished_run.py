@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from yacs.config import CfgNode
 
 from d3still.config import run_dir, weight_path
-from d3still.data import Sample
 from d3still.distillers import Distiller
 from d3still.engine.distributed import process_group
 from d3still.engine.events import logging_to
@@ -82,19 +81,14 @@ def embed(cfg: CfgNode, protocol: str) -> Embedded:
         UserError: when weights or images are missing.
     """
     with open_run(cfg) as run:
-        data, dataset, distiller = run.data, run.data.dataset, run.distiller
-
-        def features(network: nn.Module, samples: list[Sample], size: tuple[int, int]) -> tuple[list[Sample], Tensor]:
-            found = extract(network, data.test(samples, size), data.normalize, run.device, cfg.TEST.FLIP_FEATS)
-            return [samples[i] for i in found.indices], found.values
-
-        asking = {"AIR": (distiller.query, data.sizes.query_test), "SIR": (distiller.gallery, data.sizes.gallery_test)}
+        data, distiller, sizes = run.data, run.distiller, run.data.sizes
+        asking = {"AIR": (distiller.query, sizes.query_test), "SIR": (distiller.gallery, sizes.gallery_test)}
         network, size = asking[protocol]
         if network is None:
             raise UserError("stage 0 has no query network, so there is no AIR to show; ask for SIR")
-        query, query_feats = features(network, dataset.query, size)
-        gallery, gallery_feats = features(distiller.gallery, dataset.gallery, data.sizes.gallery_test)
-    return Embedded(query, gallery, query_feats, gallery_feats, size)
+        query, _ = extract(cfg, data, network, data.dataset.query, size, run.device)
+        gallery, _ = extract(cfg, data, distiller.gallery, data.dataset.gallery, sizes.gallery_test, run.device)
+    return Embedded(query, gallery, size)
 
 
 def load_test_weights(cfg: CfgNode, distiller: Distiller) -> None:

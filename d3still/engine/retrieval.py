@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,24 +10,15 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from d3still.data import BatchLoader, ImageBatch, RetrievalDataset, Sample
+from d3still.data import ImageBatch, Sample
 from d3still.engine.distributed import gather_lists, gather_rows
 from d3still.engine.setup import Data
 from d3still.evaluation import RankingResult, evaluate_distances, evaluate_ranking, k_reciprocal_distances
-from d3still.evaluation.lists import WORST, worst
+from d3still.evaluation.lists import WORST, Features, labels_of, worst
 from d3still.modeling.inference import exact_inference
 from d3still.modeling.out_of_memory import InParts
 
 LISTED = 10  # images in the ranked list of a hard query
-
-
-@dataclass
-class Features:
-    """Features (N, D), float32, of the samples at ``indices``, and the paths that could not be read."""
-
-    values: Tensor
-    indices: list[int]
-    skipped: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -52,27 +42,24 @@ class Evaluation:
 
 
 def extract(
-    network: nn.Module,
-    loader: BatchLoader,
-    normalize: Callable[[ImageBatch], Tensor],
-    device: torch.device,
-    flip: bool = False,
-) -> Features:
-    """Features of every image of a test loader, in the order of its samples, over all ranks.
+    cfg: CfgNode, data: Data, network: nn.Module, samples: list[Sample], size: tuple[int, int], device: torch.device
+) -> tuple[Features, list[str]]:
+    """Features of ``samples``, float32, in their order, over all ranks, and the paths that could not be read.
 
     Runs as in `exact_inference`, so that a score does not depend on what the training ran in, and in parts of the
-    loader's batches where the memory does not hold them.
+    loader's batches where the memory does not hold them. ``TEST.FLIP_FEATS`` adds those of the mirrored images.
 
     Args:
         network: images (B, 3, H, W) → `ModelOutput`.
-        flip: add the features of the mirrored image (``TEST.FLIP_FEATS``).
+        size: (height, width) of its input.
     """
 
     def embed(part: ImageBatch) -> Tensor:
-        images = normalize(part.to(device, non_blocking=True))
+        images = data.normalize(part.to(device, non_blocking=True))
         values = network(images).retrieval_feat
-        return values + network(images.flip(3)).retrieval_feat if flip else values
+        return values + network(images.flip(3)).retrieval_feat if cfg.TEST.FLIP_FEATS else values
 
+    loader = data.test(samples, size)
     feats, indices, skipped = [], [], []
     embed_in_parts = InParts(embed, "TEST.IMS_PER_BATCH")
     with exact_inference(network):
@@ -87,7 +74,7 @@ def extract(
     values = gather_rows(torch.cat(feats) if feats else torch.empty(0, width, device=device))
     order = gather_rows(torch.cat(indices).to(device) if indices else torch.empty(0, dtype=torch.long, device=device))
     order, positions = order.sort()
-    return Features(values[positions], order.tolist(), gather_lists(skipped))
+    return Features([samples[index] for index in order.tolist()], values[positions]), gather_lists(skipped)
 
 
 def evaluate(
@@ -105,62 +92,40 @@ def evaluate(
     ``list_hardest`` also ranks the few hardest queries in full (`Evaluation.hardest`).
     """
     dataset, sizes = data.dataset, data.sizes
-
-    def embed(network: nn.Module, samples: list[Sample], size: tuple[int, int]) -> Features:
-        return extract(network, data.test(samples, size), data.normalize, device, cfg.TEST.FLIP_FEATS)
-
-    gallery = embed(gallery_network, dataset.gallery, sizes.gallery_test)
-    same_images = dataset.query == dataset.gallery
-    queries = {"SIR": gallery if same_images else embed(gallery_network, dataset.query, sizes.gallery_test)}
-    if query_network is not None:
-        queries = {"AIR": embed(query_network, dataset.query, sizes.query_test)} | queries
+    asking = {"AIR": (query_network, sizes.query_test), "SIR": (gallery_network, sizes.gallery_test)}
+    gallery, skipped = extract(cfg, data, gallery_network, dataset.gallery, sizes.gallery_test, device)
     results, hardest = {}, {}
-    for name, query in queries.items():
-        ranked = _rank(cfg, dataset, query, gallery)
+    for name, (network, size) in asking.items():
+        if network is None:
+            continue
+        if name == "SIR" and dataset.query == dataset.gallery:
+            query = gallery
+        else:
+            query, unread = extract(cfg, data, network, dataset.query, size, device)
+            skipped += unread
+        ranked = _rank(cfg, query, gallery)
         results |= {f"{name}{kind}": result for kind, result in ranked.items()}
         if list_hardest:
-            places = worst(ranked[""].ap, WORST)
-            few = Features(query.values[places], [query.indices[place] for place in places])
-            samples = [dataset.query[index] for index in few.indices]
-            size = sizes.query_test if name == "AIR" else sizes.gallery_test
-            hardest[name] = samples, size, _rank_plainly(cfg, dataset, few, gallery, topk=LISTED)
-    skipped = sorted({path for feats in (gallery, *queries.values()) for path in feats.skipped})
-    return Evaluation(
-        results,
-        skipped,
-        [dataset.query[i] for i in queries["SIR"].indices],
-        [dataset.gallery[i] for i in gallery.indices],
-        hardest,
-    )
+            few = query.at(worst(ranked[""].ap, WORST))
+            hardest[name] = few.samples, size, _rank_plainly(cfg, few, gallery, topk=LISTED)
+    return Evaluation(results, sorted(set(skipped)), query.samples, gallery.samples, hardest)
 
 
-def _rank(cfg: CfgNode, dataset: RetrievalDataset, query: Features, gallery: Features) -> dict[str, RankingResult]:
+def _rank(cfg: CfgNode, query: Features, gallery: Features) -> dict[str, RankingResult]:
     """The plain ranking under "", and the re-ranked one where ``TEST.RE_RANKING`` asks for it."""
-    results = {"": _rank_plainly(cfg, dataset, query, gallery)}
+    results = {"": _rank_plainly(cfg, query, gallery)}
     if cfg.TEST.RE_RANKING:
         k1, k2, weight = cfg.TEST.RE_RANKING_PARAMETER
         distances = k_reciprocal_distances(query.values, gallery.values, int(k1), int(k2), weight)
-        labels, rule = _labels(dataset, query, gallery), cfg.TEST.EXCLUDE_SAME_CAMERA
+        labels, rule = labels_of(query.samples, gallery.samples), cfg.TEST.EXCLUDE_SAME_CAMERA
         results["_reranked"] = evaluate_distances(distances, *labels, exclude_same_camera=rule)
     return results
 
 
-def _rank_plainly(
-    cfg: CfgNode, dataset: RetrievalDataset, query: Features, gallery: Features, topk: int = 0
-) -> RankingResult:
+def _rank_plainly(cfg: CfgNode, query: Features, gallery: Features, topk: int = 0) -> RankingResult:
     rules: dict[str, Any] = {"metric": cfg.TEST.TEST_METRIC, "exclude_same_camera": cfg.TEST.EXCLUDE_SAME_CAMERA}
-    return evaluate_ranking(query.values, gallery.values, *_labels(dataset, query, gallery), topk=topk, **rules)
-
-
-def _labels(dataset: RetrievalDataset, query: Features, gallery: Features) -> list[np.ndarray]:
-    """Identities of both sides, then cameras, in the order that the ranking takes them."""
-    queries = [dataset.query[i] for i in query.indices]
-    images = [dataset.gallery[i] for i in gallery.indices]
-    return [
-        np.array([getattr(sample, name) for sample in part])
-        for name in ("identity", "camera")
-        for part in (queries, images)
-    ]
+    labels = labels_of(query.samples, gallery.samples)
+    return evaluate_ranking(query.values, gallery.values, *labels, topk=topk, **rules)
 
 
 def per_query(evaluation: Evaluation) -> dict[str, np.ndarray]:

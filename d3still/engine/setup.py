@@ -27,6 +27,7 @@ from d3still.distillers import DISTILLERS, Distiller
 from d3still.engine.distributed import Rank
 from d3still.errors import UserError
 from d3still.evaluation.labels import match
+from d3still.evaluation.lists import labels_of
 from d3still.modeling import build_model, load_imagenet_weights, load_weights, read_weights
 from d3still.runs.facts import WEIGHT_KEYS, stage_of
 from d3still.runs.inputs import PARTS, input_changes
@@ -61,9 +62,8 @@ def require_matches(cfg: CfgNode, dataset: RetrievalDataset) -> None:
         UserError: when no query has a match in the gallery, or only in images of its own camera.
     """
     query, gallery = dataset.query, dataset.gallery
-    columns = [[getattr(s, name) for s in part] for name in ("identity", "camera") for part in (query, gallery)]
     try:
-        match(*columns, (len(query), len(gallery)), cfg.TEST.EXCLUDE_SAME_CAMERA)
+        match(*labels_of(query, gallery), (len(query), len(gallery)), cfg.TEST.EXCLUDE_SAME_CAMERA)
     except UserError as error:
         raise UserError(f"{dataset.name} ({cfg.DATASETS.SPLIT} split): {error}") from error
 

@@ -16,16 +16,22 @@ from d3still.evaluation import RankedLists, evaluate_ranking
 WORST = 4  # queries shown where the worst are
 
 
+class Features(NamedTuple):
+    """Images with their identities and cameras, and their features (N, D) in the same order."""
+
+    samples: Sequence[Sample]
+    values: Tensor
+
+    def at(self, places: list[int]) -> Features:
+        """Those at some places."""
+        return Features([self.samples[place] for place in places], self.values[places])
+
+
 class Embedded(NamedTuple):
-    """Both sides of a retrieval: samples, and their features (N, D) in the same order.
+    """Both sides of a retrieval; ``query_size`` is the (height, width) at which the queries' network got them."""
 
-    ``query_size`` is the (height, width) at which the queries' network got them.
-    """
-
-    query: list[Sample]
-    gallery: list[Sample]
-    query_feats: Tensor
-    gallery_feats: Tensor
+    query: Features
+    gallery: Features
     query_size: tuple[int, int]
 
 
@@ -83,10 +89,11 @@ class Ranking:
 
 def rank(embedded: Embedded, metric: str, exclude_same_camera: bool, topk: int) -> Ranking:
     """Rank the gallery for every query by the rules of `evaluate_ranking`, whose errors it raises."""
-    query, gallery, query_feats, gallery_feats, _ = embedded
+    query, gallery, _ = embedded
     rules = {"metric": metric, "exclude_same_camera": exclude_same_camera}
-    result = evaluate_ranking(query_feats, gallery_feats, *_labels(query, gallery), topk=topk, **rules)
-    return Ranking(query, gallery, result.ap, result.topk)
+    labels = labels_of(query.samples, gallery.samples)
+    result = evaluate_ranking(query.values, gallery.values, *labels, topk=topk, **rules)
+    return Ranking(query.samples, gallery.samples, result.ap, result.topk)
 
 
 def with_excluded(shown: RankedList, index: int, embedded: Embedded, metric: str) -> RankedList:
@@ -94,17 +101,12 @@ def with_excluded(shown: RankedList, index: int, embedded: Embedded, metric: str
 
     They get no rank, and those that would stand below the list's end are left out.
     """
-    query = embedded.query[index]
-    own = [
-        i
-        for i, sample in enumerate(embedded.gallery)
-        if (sample.identity, sample.camera) == (query.identity, query.camera)
-    ]
+    query, gallery, size = embedded
+    asked = query.samples[index].identity, query.samples[index].camera
+    own = [i for i, sample in enumerate(gallery.samples) if (sample.identity, sample.camera) == asked]
     if not own:
         return shown
-    images = [embedded.gallery[i] for i in own]
-    feats = embedded.query_feats[[index]], embedded.gallery_feats[own]
-    alone = Embedded([query], images, *feats, embedded.query_size)
+    alone = Embedded(query.at([index]), gallery.at(own), size)
     ranked = rank(alone, metric, exclude_same_camera=False, topk=len(own)).of(0)
     direction = -1.0 if metric == "cosine" else 1.0  # sorts best first
     entries = list(shown.entries)
@@ -130,7 +132,7 @@ def most_changed(gains: np.ndarray, count: int) -> tuple[list[int], list[int]]:
     return improved, harmed
 
 
-def _labels(query: Sequence[Sample], gallery: Sequence[Sample]) -> list[np.ndarray]:
+def labels_of(query: Sequence[Sample], gallery: Sequence[Sample]) -> list[np.ndarray]:
     """Query and gallery identities, then cameras, as `evaluate_ranking` takes them."""
     return [
         np.array([getattr(sample, name) for sample in side])

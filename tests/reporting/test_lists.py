@@ -10,7 +10,7 @@ import torch
 from d3still.data import Sample
 from d3still.errors import UserError
 from d3still.evaluation import evaluate_ranking
-from d3still.evaluation.lists import Embedded, Ranking, most_changed, rank, with_excluded, worst
+from d3still.evaluation.lists import Embedded, Features, Ranking, most_changed, rank, with_excluded, worst
 from d3still.reporting import stored
 from d3still.reporting.choose import by_name, choose, gains_over
 from d3still.reporting.stored import ListStore
@@ -30,7 +30,7 @@ COSINES = [-1.0, 1.0, 0.6, 0.8, 0.0]
 
 def embedded():
     gallery = torch.tensor([[cosine, math.sqrt(1 - cosine**2)] for cosine in COSINES])
-    return Embedded(QUERY, GALLERY, torch.tensor([[1.0, 0.0]]), gallery, (8, 8))
+    return Embedded(Features(QUERY, torch.tensor([[1.0, 0.0]])), Features(GALLERY, gallery), (8, 8))
 
 
 def shape(ranked):
@@ -80,7 +80,7 @@ def test_ranks_and_scores_are_the_evaluators(metric):
     query = [sample(f"q{i}", int(rng.integers(6)), int(rng.integers(3))) for i in range(20)]
     gallery = [sample(f"g{i}", int(rng.integers(6)), int(rng.integers(3))) for i in range(60)]
     feats = [torch.from_numpy(rng.normal(size=(len(side), 8)).astype(np.float32)) for side in (query, gallery)]
-    both = Embedded(query, gallery, *feats, (8, 8))
+    both = Embedded(Features(query, feats[0]), Features(gallery, feats[1]), (8, 8))
     labels = [[getattr(s, name) for s in side] for name in ("identity", "camera") for side in (query, gallery)]
     expected = evaluate_ranking(*feats, *labels, metric=metric, topk=10)
     everything = evaluate_ranking(*feats, *labels, metric=metric, exclude_same_camera=False, topk=60)
@@ -101,9 +101,8 @@ def test_ranks_and_scores_are_the_evaluators(metric):
 
 
 def test_a_query_without_a_match_has_a_list():
-    query, gallery = [*QUERY, sample("alone", 9, 0)], GALLERY
-    feats = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    ranking = rank(Embedded(query, gallery, feats, embedded().gallery_feats, (8, 8)), "cosine", True, 3)
+    query = Features([*QUERY, sample("alone", 9, 0)], torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    ranking = rank(embedded()._replace(query=query), "cosine", True, 3)
     assert math.isnan(ranking.of(1).ap) and len(ranking.of(1).entries) == 3
     assert not any(entry.hit for entry in ranking.of(1).entries)
 
@@ -154,7 +153,7 @@ def of_run(run, queries):
     query = [Sample(path, identity, 0, name=f"shoe-{identity}") for path, identity in queries]
     gallery = [Sample(path.replace("0.png", "1.png"), i, 1, (0, 0, 9, 9), f"shoe-{i}") for path, i in queries[::2]]
     feats = (torch.from_numpy(rng.normal(size=(len(side), 8)).astype(np.float32)) for side in (query, gallery))
-    return Embedded(query, gallery, *feats, (32, 32))
+    return Embedded(*map(Features, (query, gallery), feats), (32, 32))
 
 
 def test_gains_over_another_run(run, queries):

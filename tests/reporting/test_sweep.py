@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from d3still.errors import UserError
-from d3still.reporting.sweep import plan_sweep, read_sweep, save_figure, sweep_csv, sweep_figure, sweep_json, sweep_text
+from d3still.plans.sweep import plan_sweep
+from d3still.reporting.sweep import read_sweep, save_figure, sweep_csv, sweep_figure, sweep_json, sweep_text
 from d3still.reporting.words import is_key, is_whole_number, split_words
 from tests.reporting.fabricate import make_run
 from tests.tiny import REPOSITORY
