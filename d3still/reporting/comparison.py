@@ -1,24 +1,34 @@
 """The results object of a comparison: rows of variants against their baselines, with every number they need.
 
-Tables, JSON, figures and the report all follow from it.
+Tables, JSON, figures and the report all follow from it. Notes say what a reader should know before believing a
+difference: runs that were not made alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
-from d3still.reporting.fairness import fairness_notes
 from d3still.reporting.families import Family, group
 from d3still.reporting.pairing import paired_differences
-from d3still.reporting.published import published_scores
 from d3still.reporting.rows import AGAINST, COLUMNS, Column, Difference, Result, Row
 from d3still.reporting.statistics import MIN_IDENTITIES, Verdict, correct, paired_bootstrap
-from d3still.runs.facts import ACD, BASELINE, VARIANTS
+from d3still.runs.facts import ACD, BASELINE, VARIANTS, differences
 from d3still.runs.finished import Run
+from d3still.runs.folder import FREE_TO_CHANGE
+
+SEED = "SOLVER.SEED"
+HOW_IT_RAN = [key for key in FREE_TO_CHANGE if not key.startswith("DISTILLER.")]  # settings that change no number
+TESTING = ("TEST.TEST_METRIC", "TEST.EXCLUDE_SAME_CAMERA", "TEST.FLIP_FEATS")  # settings that change every score
+PUBLISHED = "published_veri776.json"  # METHOD: "Published results on VeRi-776"
+IBN = ("_ibn_a_", "_IBN_")  # the network's name in configs, and in the published table
 
 
 @dataclass(eq=False)
@@ -113,7 +123,7 @@ def _untested(comparison: Comparison) -> list[str]:
     if not any(difference.verdict for _, _, difference in made):
         return []
     return [
-        f"{row.pair}, {row.baseline}, {row.variant}: not tested against {against} (no per-query results of both, "
+        f"{_name(row)}: not tested against {against} (no per-query results of both, "
         f"or fewer than {MIN_IDENTITIES} test identities)"
         for row, against, difference in made
         if difference.verdict is None
@@ -134,3 +144,60 @@ def _test(row: Row, reference: Row, column: Column) -> Verdict | None:
     if not parts:
         return None
     return paired_bootstrap(np.concatenate([p.values for p in parts]), np.concatenate([p.identities for p in parts]))
+
+
+def fairness_notes(rows: Sequence[Row]) -> list[str]:
+    """A line for each thing in which compared runs differ but should not."""
+    baselines = {(row.pair, row.baseline): row for row in rows if row.variant == BASELINE}
+    notes: list[str] = []
+    for row in rows:
+        notes += _between_seeds(row)
+        reference = baselines.get((row.pair, row.baseline))
+        if reference is not None and reference is not row:
+            notes += _against(row, reference)
+    return notes
+
+
+def _between_seeds(row: Row) -> Iterator[str]:
+    first, *others = row.seeds
+    for seed in others:
+        found = differences(row.results[first].run.config, row.results[seed].run.config)
+        keys = [key for key, _, _ in found if key != SEED and key not in HOW_IT_RAN]
+        if keys:
+            yield f"{_name(row)}: seeds {first} and {seed} also differ in {', '.join(keys)}"
+
+
+def _against(row: Row, reference: Row) -> Iterator[str]:
+    for seed in row.seeds:
+        if seed not in reference.results:
+            yield f"{_name(row)}: seed {seed} has no finished baseline"
+            continue
+        one, other = row.results[seed].run, reference.results[seed].run
+        precisions = one.metrics.get("precision"), other.metrics.get("precision")
+        if precisions[0] != precisions[1]:
+            yield f"{_name(row)}, seed {seed}: trained in {precisions[0]}, the baseline in {precisions[1]}"
+        for key, value, before in differences(one.config, other.config):
+            if key in TESTING:
+                yield f"{_name(row)}, seed {seed}: tested with {key} {value}, the baseline with {before}"
+
+
+def _name(row: Row) -> str:
+    return f"{row.pair}, {row.baseline}, {row.variant}"
+
+
+def published_scores(pair: str, baseline: str) -> dict[str, dict[str, float]] | None:
+    """Published AIR {"baseline": {mAP, R1}, "acd": {mAP, R1}} in percent, or None where none was published.
+
+    Args:
+        pair: as `pair_of` names it, ``VeRi776/ResNet101_256x256__ResNet18_128x128``.
+        baseline: its registered name.
+    """
+    dataset, _, networks = pair.partition("/")
+    found = _table().get(dataset, {}).get(networks.replace(*IBN), {}).get(baseline)
+    return None if found is None else {"baseline": found["baseline"], "acd": found["ACD"]}
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    text = (files("d3still.reporting") / PUBLISHED).read_text(encoding="utf-8")
+    return {dataset: pairs for dataset, pairs in json.loads(text).items() if isinstance(pairs, dict)}

@@ -14,7 +14,7 @@ from d3still.errors import UserError
 from d3still.files import write_atomically
 from d3still.plans.sweep import SweepPlan, plain
 from d3still.reporting.comparison import compare
-from d3still.reporting.exports import csv_text, json_text, run_entry
+from d3still.reporting.outputs import csv_text, json_text, run_entry
 from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row
 from d3still.reporting.tables import pair_title
 from d3still.runs.facts import BASELINE, baseline_of, pair_of

@@ -18,7 +18,6 @@ from d3still.errors import UserError
 from d3still.files import require_regular, user_path
 from d3still.runs.facts import SWEEP, stage_of
 from d3still.runs.history import read_history
-from d3still.runs.per_query import read_per_query
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +35,9 @@ NEEDED: dict[str, dict[str, type | UnionType]] = {
     "TEST": {"TEST_METRIC": str, "EXCLUDE_SAME_CAMERA": bool},
     "OUTPUT_DIR": {"ROOT_PATH": str, "EXPERIMENT_NAME": str},
 }
+# dtype kinds of per_query.npz's arrays by the end of their name; all have an entry a query, the curve one a rank
+PER_QUERY_KINDS = {"paths": "U", "ids": "iu", "names": "U", "ap": "f", "inp": "f", "hit": "iu", "cmc": "f"}
+SHARES = ("ap", "inp", "cmc")  # from 0 to 1; NaN for a query without a match
 BEST = 100 + 1e-6  # percent, with what a mean of ones may be off
 
 
@@ -182,3 +184,43 @@ def _read(path: Path, parse: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise UserError(f"{path} does not hold what a run writes; run the experiment again")
     return value
+
+
+def read_per_query(path: Path) -> dict[str, np.ndarray]:
+    """The arrays by name; none where there is no file.
+
+    ``query_paths``, ``query_ids`` and (of newer runs) ``query_names`` (Q,), and for each protocol ``AIR_ap``,
+    ``AIR_inp``, ``AIR_first_hit`` (Q,) and ``AIR_cmc``, as `RankingResult` has them.
+
+    Raises:
+        UserError: when the file is damaged or holds something else.
+    """
+    try:
+        require_regular(path)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # zipfile, zlib and numpy have each their own for what is damaged
+        raise UserError(f"{path} is damaged ({error}); test the run again") from error
+    if not _is_per_query(arrays):
+        raise UserError(f"{path} does not hold what a run writes; test the run again")
+    return arrays
+
+
+def _is_per_query(arrays: Mapping[str, np.ndarray]) -> bool:
+    ends = {name: name.rpartition("_")[2] for name in arrays}
+    known = {name: array for name, array in arrays.items() if ends[name] in PER_QUERY_KINDS}
+    needed = {"query_paths", "query_ids"} | {
+        f"{name.removesuffix('_ap')}_{part}" for name in known if ends[name] == "ap" for part in ("first_hit", "cmc")
+    }
+    if not needed <= known.keys():
+        return False
+    for name, array in known.items():
+        if array.ndim != 1 or array.dtype.kind not in PER_QUERY_KINDS[ends[name]]:
+            return False
+        if ends[name] != "cmc" and len(array) != len(arrays["query_paths"]):
+            return False
+        if ends[name] in SHARES and not (np.isnan(array) | ((array >= 0) & (array <= 1))).all():
+            return False
+    return True

@@ -15,11 +15,10 @@ from d3still.config import load_config
 from d3still.distillers import DISTILLERS
 from d3still.errors import UserError
 from d3still.reporting.choose import gains_over
-from d3still.reporting.comparison import compare
-from d3still.reporting.exports import csv_text, json_text, to_csv, to_json
+from d3still.reporting.comparison import compare, published_scores
 from d3still.reporting.html import report_html
+from d3still.reporting.outputs import csv_text, json_text, to_csv, to_json
 from d3still.reporting.pairing import mean_pairs, paired_differences, relative_names
-from d3still.reporting.published import published_scores
 from d3still.reporting.tables import Cell, Table, footnotes, tables_of, to_console, to_latex, to_markdown
 from d3still.runs.facts import variant_settings
 from d3still.runs.finished import find_runs, read_run
