@@ -15,8 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from d3still.data import ImageError
-from d3still.engine.pictures import list_grid
 from d3still.engine.retrieval import Evaluation
 from d3still.errors import UserError
 from d3still.logs import PACKAGE, console, early_records, log_file
@@ -114,15 +112,9 @@ class Board:
 
     def hardest_queries(self, evaluation: Evaluation, step: int) -> None:
         """Ranked lists of the queries of lowest AP, one picture each for AIR and SIR."""
-        if not self._writer:
-            return
-        for name, (query, size, result) in evaluation.hardest.items():
-            try:
-                picture = list_grid(query, evaluation.gallery, result, size)
-            except ImageError as error:  # gone since it was ranked: no reason to stop training
-                logger.warning("no picture of %s's hardest queries: %s", name, error)
-                continue
-            self._writer.add_image(f"{name}/hardest_queries", picture, step, dataformats="HWC")
+        if self._writer:
+            for name, picture in evaluation.hardest.items():
+                self._writer.add_image(f"{name}/hardest_queries", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is pending."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from d3still.data import ImageBatch, Sample
+from d3still.data import ImageBatch, ImageError, Sample
 from d3still.engine.distributed import gather_lists, gather_rows
+from d3still.engine.pictures import list_grid
 from d3still.engine.setup import Data
 from d3still.evaluation import RankingResult, evaluate_distances, evaluate_ranking, k_reciprocal_distances
 from d3still.evaluation.lists import WORST, Features, labels_of, worst
 from d3still.modeling.inference import exact_inference
 from d3still.modeling.out_of_memory import InParts
+
+logger = logging.getLogger(__name__)
 
 LISTED = 10  # images in the ranked list of a hard query
 
@@ -26,15 +30,14 @@ class Evaluation:
     """Results by name: AIR and SIR (stage 0: SIR), with ``_reranked`` forms where asked for.
 
     Attributes:
-        hardest: where asked for, by name without the re-ranked forms: the few queries of lowest AP, the (height,
-            width) at which they were embedded, and their results with ranked lists.
+        hardest: where asked for, by name without the re-ranked forms: the ranked lists of the few queries of lowest
+            AP, a picture (`list_grid`).
     """
 
     results: dict[str, RankingResult]
     skipped: list[str]
     query: list[Sample]
-    gallery: list[Sample]
-    hardest: dict[str, tuple[list[Sample], tuple[int, int], RankingResult]]
+    hardest: dict[str, np.ndarray]
 
     def summaries(self) -> dict[str, dict[str, float]]:
         """mAP, mINP, R1, R5, R10 of each, in percent."""
@@ -83,13 +86,13 @@ def evaluate(
     query_network: nn.Module | None,
     gallery_network: nn.Module,
     device: torch.device,
-    list_hardest: bool = False,
+    draw_hardest: bool = False,
 ) -> Evaluation:
     """Rank the dataset's queries in both ways.
 
     AIR: query-network features of the queries against gallery-network features of the gallery.
     SIR: gallery-network features of both. Without a query network (stage 0) there is SIR only.
-    ``list_hardest`` also ranks the few hardest queries in full (`Evaluation.hardest`).
+    ``draw_hardest`` also draws the lists of the few hardest queries (`Evaluation.hardest`).
     """
     dataset, sizes = data.dataset, data.sizes
     asking = {"AIR": (query_network, sizes.query_test), "SIR": (gallery_network, sizes.gallery_test)}
@@ -105,10 +108,14 @@ def evaluate(
             skipped += unread
         ranked = _rank(cfg, query, gallery)
         results |= {f"{name}{kind}": result for kind, result in ranked.items()}
-        if list_hardest:
+        if draw_hardest:
             few = query.at(worst(ranked[""].ap, WORST))
-            hardest[name] = few.samples, size, _rank_plainly(cfg, few, gallery, topk=LISTED)
-    return Evaluation(results, sorted(set(skipped)), query.samples, gallery.samples, hardest)
+            lists = _rank_plainly(cfg, few, gallery, topk=LISTED)
+            try:
+                hardest[name] = list_grid(few.samples, gallery.samples, lists, size, cfg.DATALOADER.MAX_PIXELS)
+            except ImageError as error:  # gone since it was ranked: no reason to stop training
+                logger.warning("no picture of %s's hardest queries: %s", name, error)
+    return Evaluation(results, sorted(set(skipped)), query.samples, hardest)
 
 
 def _rank(cfg: CfgNode, query: Features, gallery: Features) -> dict[str, RankingResult]:

@@ -166,7 +166,7 @@ def build_trainer(
         normalize=data.normalize,
         folder=folder,
         loop=_loop_settings(cfg),
-        evaluate=partial(evaluate, cfg, data, *networks, device, list_hardest=ranks.is_main),
+        evaluate=partial(evaluate, cfg, data, *networks, device, draw_hardest=ranks.is_main),
         precision=precision,
         ranks=ranks,
         recomputation=recomputation,
