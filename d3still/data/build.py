@@ -53,17 +53,14 @@ def build_dataset(
         options["camera_pattern"] = camera_pattern
     elif camera_pattern:
         raise UserError(f"DATASETS.CAMERA_PATTERN: {name} has its own rule for cameras; leave the key empty")
-    dataset = _first_found(name, partial(load, **options), _places(user_path(root, "DATASETS.ROOT_DIR"), repositories))
+    root = user_path(root, "DATASETS.ROOT_DIR")
+    places = [root] if root.is_absolute() else dict.fromkeys([root, *(folder / root for folder in repositories)])
+    dataset = _first_found(name, partial(load, **options), list(places))
     if split == "val" and "split" not in known:
         dataset = dataset.hold_out()
     for note in dataset.notes:
         logger.warning("%s: %s", name, note)
     return dataset
-
-
-def _places(root: Path, repositories: Sequence[Path]) -> list[Path]:
-    """Where a root may mean, the nearest first."""
-    return [root] if root.is_absolute() else list(dict.fromkeys([root, *(folder / root for folder in repositories)]))
 
 
 def _first_found(name: str, load: Callable[[Path], RetrievalDataset], places: Sequence[Path]) -> RetrievalDataset:

@@ -71,7 +71,6 @@ class Gallery(ABC):
             UserError: the gallery holds no image of such an id. It is then as it was.
         """
 
-    @abstractmethod
     def find(
         self,
         features: np.ndarray,
@@ -90,6 +89,13 @@ class Gallery(ABC):
         Raises:
             UserError: features of another width, not finite, or a topk below 1.
         """
+        without = {"identity": without_identity, "camera": without_camera}
+        without = {field: name for field, name in without.items() if name is not None}
+        return self._find(self.checked(features, topk), topk, without)
+
+    @abstractmethod
+    def _find(self, features: np.ndarray, topk: int, without: dict[str, str]) -> list[list[Match]]:
+        """What `find` gives; ``without`` has the names to pass over by field."""
 
     @abstractmethod
     def __len__(self) -> int:

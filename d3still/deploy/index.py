@@ -235,16 +235,8 @@ class GalleryIndex(Gallery):
         """See `Gallery.entries`."""
         return zip(self.ids.tolist(), self.images, self.stamps, strict=True)
 
-    def find(
-        self,
-        features: np.ndarray,
-        topk: int = 10,
-        without_identity: str | None = None,
-        without_camera: str | None = None,
-    ) -> list[list[Match]]:
-        """See `Gallery.find`."""
-        named = {"identity": without_identity, "camera": without_camera}
-        rows = [self._rows(field)[name] for field, name in named.items() if name is not None]
+    def _find(self, features: np.ndarray, topk: int, without: dict[str, str]) -> list[list[Match]]:
+        rows = [self._rows(field)[name] for field, name in without.items()]
         passed_over = np.unique(np.concatenate(rows)) if rows else None
         scores, positions = self.search_features(features, topk, passed_over)
         return [

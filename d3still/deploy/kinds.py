@@ -296,7 +296,8 @@ def tune(index: Any, blocks: Blocks, options: IndexOptions, queries: Queries | N
 
     def measured(effort: int) -> float:
         set_effort(index, effort)
-        return _overlap(_neighbours(index, queries, at), truth)
+        pairs = zip(_neighbours(index, queries, at), truth, strict=True)
+        return float(np.mean([len(np.intersect1d(found, best)) / at for found, best in pairs]))
 
     start, highest = (1, index.nlist) if has_lists(index) else (at + 1, count)
     effort, value = _least_effort(measured, start, highest, options)
@@ -370,10 +371,6 @@ def _exact_neighbours(queries: Queries, blocks: Blocks, at: int) -> np.ndarray:
         found = np.where(best < at, former, start + best - at)
         start += len(block)
     return found
-
-
-def _overlap(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, truth, strict=True)]))
 
 
 def _embedded(network: Embedder, images: Sequence[GalleryImage]) -> tuple[list[int], np.ndarray]:

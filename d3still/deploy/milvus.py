@@ -130,17 +130,8 @@ class MilvusGallery(Gallery):
                 self._client.delete(self._collection, ids=part)
         return [found[id] for id in wanted]
 
-    def find(
-        self,
-        features: np.ndarray,
-        topk: int = 10,
-        without_identity: str | None = None,
-        without_camera: str | None = None,
-    ) -> list[list[Match]]:
-        """See `Gallery.find`."""
-        features = self.checked(features, topk)
-        named = {"identity": without_identity, "camera": without_camera}
-        left = " and ".join(f"{field} != {_number(name)}" for field, name in named.items() if name is not None)
+    def _find(self, features: np.ndarray, topk: int, without: dict[str, str]) -> list[list[Match]]:
+        left = " and ".join(f"{field} != {_number(name)}" for field, name in without.items())
         with _asking(self._uri):
             answers = self._client.search(
                 self._collection, data=list(features), limit=topk, filter=left, output_fields=["image"]

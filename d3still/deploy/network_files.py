@@ -21,7 +21,7 @@ from d3still.errors import UserError, require
 from d3still.files import user_path
 from d3still.modeling import RetrievalModel, build_model, load_weights, read_weights
 from d3still.modeling.head import FEATURE_WIDTH
-from d3still.runs.facts import max_pixels_of, stage_of
+from d3still.runs.facts import max_pixels_of, side_of, stage_of
 
 SAFETENSORS, ONNX = ".safetensors", ".onnx"
 METADATA_KEY = "d3still"
@@ -114,12 +114,14 @@ def describe(config: Mapping[str, Any], part: str, feature_width: int, hashes: M
         UserError: the run has no such network.
     """
     inputs, test = config["INPUT"], config["TEST"]
-    side, size = _side(config, part)
+    if stage_of(config) == 0 and part == "query":
+        raise UserError("stage 0 has no query network, only a gallery network; ask for part gallery")
+    side, size = side_of(config, part)
     return Description(
         part=part,
         network=config["DISTILLER"][f"{side}_NAME"],
         last_stride=config["DISTILLER"][f"{side}_LAST_STRIDE"],
-        size=tuple(size),
+        size=size,
         mean=tuple(inputs["PIXEL_MEAN"]),
         std=tuple(inputs["PIXEL_STD"]),
         mirrored=test["FLIP_FEATS"],
@@ -128,16 +130,6 @@ def describe(config: Mapping[str, Any], part: str, feature_width: int, hashes: M
         networks=dict(hashes),
         config=plain(config),
     )
-
-
-def _side(config: Mapping[str, Any], part: str) -> tuple[str, list[int]]:
-    """Prefix of the network's keys, and its test size: those of the stage that the config describes."""
-    stage, inputs = stage_of(config), config["INPUT"]
-    if stage == 0 and part == "query":
-        raise UserError("stage 0 has no query network, only a gallery network; ask for part gallery")
-    if stage == 0 or part == "query":
-        return "STUDENT", inputs["STUDENT_SIZE_TEST"]
-    return "TEACHER", inputs["SIZE_TEST"] if stage == 2 else inputs["TEACHER_SIZE_TEST"]
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

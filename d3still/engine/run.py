@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import sys
@@ -139,7 +138,8 @@ def build_trainer(
         device: where the networks are.
         saved: the checkpoint to go on from; None for a fresh run.
     """
-    ranks, precision, x = data.ranks, choose_precision(cfg.EXPERIMENT.PRECISION, device), cfg.EXPERIMENT
+    ranks, x, s = data.ranks, cfg.EXPERIMENT, cfg.SOLVER
+    precision = choose_precision(x.PRECISION, device)
     identity_loader, pair_loader = data.identity(), data.pairs() if distiller.uses_pairs else None
     recomputation = Recomputation(
         distiller, x.CHECKPOINT_ACTIVATIONS, partial(does_not_fit, cfg, distiller, precision, device)
@@ -156,6 +156,7 @@ def build_trainer(
     if built.report and report is None:
         logger.info("block importance measured in %.1f s", time.perf_counter() - began)
     networks = distiller.query, distiller.gallery
+    periods = s.LOG_PERIOD, s.EVAL_PERIOD, s.CHECKPOINT_PERIOD, s.CHECKPOINT_STEPS
     identities = {"identity_map": data.dataset.identity_map, "identity_names": data.dataset.identity_names}
     trainer = Trainer(
         distiller,
@@ -165,7 +166,7 @@ def build_trainer(
         pair_loader,
         normalize=data.normalize,
         folder=folder,
-        loop=_loop_settings(cfg),
+        loop=LoopSettings(s.MAX_EPOCHS, s.SEED, *periods),
         evaluate=partial(evaluate, cfg, data, *networks, device, draw_hardest=ranks.is_main),
         precision=precision,
         ranks=ranks,
@@ -178,15 +179,10 @@ def build_trainer(
     return trainer
 
 
-def _loop_settings(cfg: CfgNode) -> LoopSettings:
-    s = cfg.SOLVER
-    return LoopSettings(s.MAX_EPOCHS, s.SEED, s.LOG_PERIOD, s.EVAL_PERIOD, s.CHECKPOINT_PERIOD, s.CHECKPOINT_STEPS)
-
-
 def _write_results(cfg: CfgNode, trainer: Trainer, evaluation: Evaluation, inputs: dict[str, Any]) -> None:
     """``per_query.npz``, then ``metrics.json``, whose presence says that the run is finished."""
     folder = trainer.folder
-    write_atomically(folder.per_query, lambda file: file.write(_npz(per_query(evaluation))))
+    write_atomically(folder.per_query, lambda file: np.savez_compressed(file, **per_query(evaluation)))
     first = next(iter(evaluation.results.values()))
     metrics = {
         "AIR": None,
@@ -207,12 +203,6 @@ def _write_results(cfg: CfgNode, trainer: Trainer, evaluation: Evaluation, input
     }
     write_text(folder.metrics, json.dumps(metrics, indent=1) + "\n")
     logger.info("results in %s", folder.metrics)
-
-
-def _npz(arrays: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
 
 
 def peak_memory(device: torch.device) -> int:

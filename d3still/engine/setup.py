@@ -29,7 +29,7 @@ from d3still.errors import UserError
 from d3still.evaluation.labels import match
 from d3still.evaluation.lists import labels_of
 from d3still.modeling import build_model, load_imagenet_weights, load_weights, read_weights
-from d3still.runs.facts import WEIGHT_KEYS, stage_of
+from d3still.runs.facts import WEIGHT_KEYS, side_of, stage_of
 from d3still.runs.inputs import PARTS, input_changes
 
 logger = logging.getLogger(__name__)
@@ -213,11 +213,10 @@ class Sizes:
     @classmethod
     def of(cls, cfg: CfgNode) -> Sizes:
         """Sizes of the stage that ``cfg`` describes."""
-        i, stage = cfg.INPUT, stage_of(cfg)
-        if stage == 2:
-            return cls(tuple(i.SIZE_TRAIN), i.PADDING, tuple(i.STUDENT_SIZE_TEST), tuple(i.SIZE_TEST))
-        gallery = i.STUDENT_SIZE_TEST if stage == 0 else i.TEACHER_SIZE_TEST
-        return cls(tuple(i.STUDENT_SIZE_TRAIN), i.STUDENT_PADDING, tuple(i.STUDENT_SIZE_TEST), tuple(gallery))
+        i, tested = cfg.INPUT, [side_of(cfg, part)[1] for part in ("query", "gallery")]
+        if stage_of(cfg) == 2:
+            return cls(tuple(i.SIZE_TRAIN), i.PADDING, *tested)
+        return cls(tuple(i.STUDENT_SIZE_TRAIN), i.STUDENT_PADDING, *tested)
 
 
 class Data:

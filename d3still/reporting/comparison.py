@@ -87,12 +87,8 @@ def _rows(family: Family) -> list[Row]:
         if variant != BASELINE:
             results = {seed: Result(run, run) for seed, run in runs.items()}
         rows.append(Row(family.pair, family.label, variant, results, published=published.get(variant)))
-    return sorted(rows, key=lambda row: _order(row.variant))
-
-
-def _order(variant: str) -> tuple[int, str]:
-    kind = variant.partition(" (")[0]
-    return (VARIANTS.index(kind) if kind in VARIANTS else len(VARIANTS), variant)
+    places = {variant: place for place, variant in enumerate(VARIANTS)}
+    return sorted(rows, key=lambda row: (places.get(row.variant.partition(" (")[0], len(places)), row.variant))
 
 
 def _add_differences(comparison: Comparison) -> None:

@@ -119,7 +119,7 @@ def sweep_figure(sweep: Sweep) -> Figure:
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set_xticks(places, [plain(value) for value in values])
-        axes.set_xlabel(_axis_name(sweep.key))
+        axes.set_xlabel(f"{SYMBOLS[sweep.key]} ({sweep.key})" if sweep.key in SYMBOLS else sweep.key)
         axes.set_ylabel(f"{' '.join(column)} (%)")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
@@ -141,7 +141,3 @@ def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
     write_atomically(png, lambda file: figure.savefig(file, format="png", dpi=DPI))
     write_atomically(pdf, lambda file: figure.savefig(file, format="pdf", metadata={"CreationDate": None}))
     return [png, pdf]
-
-
-def _axis_name(key: str) -> str:
-    return f"{SYMBOLS[key]} ({key})" if key in SYMBOLS else key

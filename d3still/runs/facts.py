@@ -48,13 +48,22 @@ def dataset_of(config: Tree) -> str:
 
 def networks_of(config: Tree) -> str:
     """Gallery and query network with their test sizes, ``ResNet101_256x256__ResNet18_128x128``; stage 0: one."""
-    names, sizes = config["DISTILLER"], config["INPUT"]
-    query = _network(names["STUDENT_NAME"], sizes["STUDENT_SIZE_TEST"])
-    stage = stage_of(config)
-    if stage == 0:
-        return query
-    gallery_size = sizes["TEACHER_SIZE_TEST"] if stage == 1 else sizes["SIZE_TEST"]
-    return f"{_network(names['TEACHER_NAME'], gallery_size)}__{query}"
+    names = []
+    for part in ("gallery", "query")[: 1 if stage_of(config) == 0 else 2]:
+        prefix, (height, width) = side_of(config, part)
+        names.append(f"{config['DISTILLER'][f'{prefix}_NAME']}_{height}x{width}")
+    return "__".join(names)
+
+
+def side_of(config: Tree, part: str) -> tuple[str, tuple[int, int]]:
+    """How DISTILLER's keys of the query or the gallery network begin, and its (height, width) at test.
+
+    The only network of stage 0 has the keys of a query network, and is the gallery network of the later stages.
+    """
+    stage, inputs = stage_of(config), config["INPUT"]
+    if stage == 0 or part == "query":
+        return "STUDENT", tuple(inputs["STUDENT_SIZE_TEST"])
+    return "TEACHER", tuple(inputs["SIZE_TEST" if stage == 2 else "TEACHER_SIZE_TEST"])
 
 
 def pair_of(config: Tree) -> str:
@@ -173,7 +182,3 @@ def differences(one: Tree, other: Tree) -> list[tuple[str, Any, Any]]:
     before, after = (dict(leaves(tree)) for tree in without_idle_sections(one, other))
     keys = sorted({*before, *after})
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
-
-
-def _network(name: str, size: list[int]) -> str:
-    return f"{name}_{size[0]}x{size[1]}"

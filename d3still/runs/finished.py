@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -139,7 +139,8 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
     Raises:
         UserError: when there is no run.
     """
-    found, problems = read_runs(_folders_with_metrics(root))
+    finished = (path.parent for path in sorted(root.rglob(METRICS)) if (path.parent / CONFIG).exists())
+    found, problems = read_runs(finished)
     runs = [run for run in found if SWEEP not in PurePosixPath(run.experiment).parts]
     if not runs:
         raise UserError(
@@ -147,10 +148,6 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
             "train something first, or name the OUTPUT_DIR.ROOT_PATH of your runs"
         )
     return runs, problems
-
-
-def _folders_with_metrics(root: Path) -> Iterator[Path]:
-    yield from (path.parent for path in sorted(root.rglob(METRICS)) if (path.parent / CONFIG).exists())
 
 
 def _is_setting(value: Any, kind: type | UnionType) -> bool:
