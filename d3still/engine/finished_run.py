@@ -16,7 +16,7 @@ from d3still.config import run_dir, weight_path
 from d3still.distillers import Distiller
 from d3still.engine.distributed import process_group
 from d3still.engine.events import logging_to
-from d3still.engine.retrieval import Evaluation, evaluate, extract
+from d3still.engine.retrieval import Evaluation, evaluate, extract_part
 from d3still.engine.setup import Data, build_distiller, open_dataset, previous_stage
 from d3still.errors import UserError
 from d3still.evaluation.lists import Embedded
@@ -86,8 +86,8 @@ def embed(cfg: CfgNode, protocol: str) -> Embedded:
         network, size = asking[protocol]
         if network is None:
             raise UserError("stage 0 has no query network, so there is no AIR to show; ask for SIR")
-        query, _ = extract(cfg, data, network, data.dataset.query, size, run.device)
-        gallery, _ = extract(cfg, data, distiller.gallery, data.dataset.gallery, sizes.gallery_test, run.device)
+        query, _ = extract_part(cfg, data, network, data.dataset.query, size, run.device)
+        gallery, _ = extract_part(cfg, data, distiller.gallery, data.dataset.gallery, sizes.gallery_test, run.device)
     return Embedded(query, gallery, size)
 
 

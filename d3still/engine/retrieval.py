@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from d3still.data import ImageBatch, ImageError, Sample
+from d3still.data import BatchLoader, ImageBatch, ImageError, Sample
 from d3still.engine.distributed import gather_lists, gather_rows
 from d3still.engine.pictures import list_grid
 from d3still.engine.setup import Data
@@ -45,24 +46,29 @@ class Evaluation:
 
 
 def extract(
-    cfg: CfgNode, data: Data, network: nn.Module, samples: list[Sample], size: tuple[int, int], device: torch.device
+    network: nn.Module,
+    samples: Sequence[Sample],
+    loader: BatchLoader,
+    normalize: Callable[[ImageBatch], Tensor],
+    device: torch.device,
+    flip: bool = False,
 ) -> tuple[Features, list[str]]:
     """Features of ``samples``, float32, in their order, over all ranks, and the paths that could not be read.
 
     Runs as in `exact_inference`, so that a score does not depend on what the training ran in, and in parts of the
-    loader's batches where the memory does not hold them. ``TEST.FLIP_FEATS`` adds those of the mirrored images.
+    loader's batches where the memory does not hold them.
 
     Args:
         network: images (B, 3, H, W) → `ModelOutput`.
-        size: (height, width) of its input.
+        samples, loader: the images, and their test loader.
+        flip: add the features of the mirrored image (``TEST.FLIP_FEATS``).
     """
 
     def embed(part: ImageBatch) -> Tensor:
-        images = data.normalize(part.to(device, non_blocking=True))
+        images = normalize(part.to(device, non_blocking=True))
         values = network(images).retrieval_feat
-        return values + network(images.flip(3)).retrieval_feat if cfg.TEST.FLIP_FEATS else values
+        return values + network(images.flip(3)).retrieval_feat if flip else values
 
-    loader = data.test(samples, size)
     feats, indices, skipped = [], [], []
     embed_in_parts = InParts(embed, "TEST.IMS_PER_BATCH")
     with exact_inference(network):
@@ -78,6 +84,13 @@ def extract(
     order = gather_rows(torch.cat(indices).to(device) if indices else torch.empty(0, dtype=torch.long, device=device))
     order, positions = order.sort()
     return Features([samples[index] for index in order.tolist()], values[positions]), gather_lists(skipped)
+
+
+def extract_part(
+    cfg: CfgNode, data: Data, network: nn.Module, samples: list[Sample], size: tuple[int, int], device: torch.device
+) -> tuple[Features, list[str]]:
+    """`extract` of a part of a run's dataset, with ``size`` the (height, width) of the network's input."""
+    return extract(network, samples, data.test(samples, size), data.normalize, device, cfg.TEST.FLIP_FEATS)
 
 
 def evaluate(
@@ -96,7 +109,7 @@ def evaluate(
     """
     dataset, sizes = data.dataset, data.sizes
     asking = {"AIR": (query_network, sizes.query_test), "SIR": (gallery_network, sizes.gallery_test)}
-    gallery, skipped = extract(cfg, data, gallery_network, dataset.gallery, sizes.gallery_test, device)
+    gallery, skipped = extract_part(cfg, data, gallery_network, dataset.gallery, sizes.gallery_test, device)
     results, hardest = {}, {}
     for name, (network, size) in asking.items():
         if network is None:
@@ -104,7 +117,7 @@ def evaluate(
         if name == "SIR" and dataset.query == dataset.gallery:
             query = gallery
         else:
-            query, unread = extract(cfg, data, network, dataset.query, size, device)
+            query, unread = extract_part(cfg, data, network, dataset.query, size, device)
             skipped += unread
         ranked = _rank(cfg, query, gallery)
         results |= {f"{name}{kind}": result for kind, result in ranked.items()}

@@ -35,9 +35,10 @@ def test_features_are_the_evaluators(run, tmp_path, part):
     """The engine's own extraction, normalised: bit for bit, batch for batch."""
     paths = [str(path) for path in save_pictures(tmp_path, 7)]
     network, description = open_network(run, part)
-    loader = test_loader([Sample(path, 0, 0) for path in paths], size=description.size, batch_size=4)
+    samples = [Sample(path, 0, 0) for path in paths]
+    loader = test_loader(samples, size=description.size, batch_size=4)
     normalize = Normalizer([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    expected = extract(network.to(memory_format=torch.channels_last), loader, normalize, CPU).values
+    (_, expected), _ = extract(network.to(memory_format=torch.channels_last), samples, loader, normalize, CPU)
     found = Embedder.from_checkpoint(run, part, batch_size=4)(paths)
     assert np.array_equal(found, torch.nn.functional.normalize(expected).numpy())
     assert found.dtype == np.float32 and found.shape == (7, 512)
