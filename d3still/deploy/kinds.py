@@ -12,7 +12,6 @@ from __future__ import annotations
 import filecmp
 import logging
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from d3still.deploy.embedder import Embedder, embed_images
-from d3still.deploy.listing import GalleryImage, list_images, run_dataset
+from d3still.deploy.listing import GalleryImage, list_images, run_dataset, stamp_of
 from d3still.errors import UserError, require
 
 logger = logging.getLogger(__name__)
@@ -87,10 +86,12 @@ def new_index(options: IndexOptions, width: int, count: int) -> Any:
     if options.kind == "ivf":
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
     else:
-        _check_codes(options.code_bytes, width, count)
-        index = faiss.IndexIVFPQ(
-            faiss.IndexFlatIP(width), width, lists, options.code_bytes, _CODE_BITS, faiss.METRIC_INNER_PRODUCT
-        )
+        size = options.code_bytes
+        if size < 1 or width % size:
+            raise UserError(f"codes of {size} bytes do not divide features of width {width}; choose 32, 64 or 128")
+        if count < _CODES:
+            raise UserError(f"an ivfpq index learns its codes from at least {_CODES} images, not {count}; use exact")
+        index = faiss.IndexIVFPQ(faiss.IndexFlatIP(width), width, lists, size, _CODE_BITS, faiss.METRIC_INNER_PRODUCT)
     return index
 
 
@@ -182,13 +183,6 @@ def gather(blocks: Blocks, positions: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate(found), np.float32)
 
 
-def _check_codes(code_bytes: int, width: int, count: int) -> None:
-    if code_bytes < 1 or width % code_bytes:
-        raise UserError(f"codes of {code_bytes} bytes do not divide features of width {width}; choose 32, 64 or 128")
-    if count < _CODES:
-        raise UserError(f"an ivfpq index learns its codes from at least {_CODES} images, not {count}; use exact")
-
-
 class Queries(NamedTuple):
     """What recall is measured with.
 
@@ -239,8 +233,8 @@ def held_out(
     others = _spread([image for image in listed if (image.path, image.box) not in held], _COMPARED)
     by_size: dict[int, list[GalleryImage]] = defaultdict(list)
     for image in gallery if others else ():
-        by_size[_size(image)].append(image)
-    found = [image for image in others if not any(_same(image, other) for other in by_size[_size(image)])]
+        by_size[stamp_of(image.path)[0]].append(image)
+    found = [image for image in others if not any(_same(image, other) for other in by_size[stamp_of(image.path)[0]])]
     if images is not None and not found:
         raise UserError(f"{images}: the gallery holds all of these images; name others as --queries")
     return _spread(found, QUERIES)
@@ -392,13 +386,6 @@ def _run_queries(embedder: Embedder, gallery: Sequence[GalleryImage]) -> list[Ga
 def _spread(items: Sequence[T], count: int) -> list[T]:
     """``count`` of the items, evenly spread."""
     return [items[place] for place in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
-
-
-def _size(image: GalleryImage) -> int:
-    try:
-        return os.stat(image.path).st_size  # noqa: PTH116  (a million of them)
-    except OSError:
-        return -1
 
 
 def _same(image: GalleryImage, other: GalleryImage) -> bool:

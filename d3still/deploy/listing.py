@@ -123,10 +123,11 @@ def _of_item(item: Any) -> GalleryImage:
 
 def stamps_of(images: Iterable[GalleryImage]) -> dict[GalleryImage, Stamp]:
     """Each image with the size and time of change of its file, `UNKNOWN` where that is missing."""
-    return {image: _stamp(image.path) for image in images}
+    return {image: stamp_of(image.path) for image in images}
 
 
-def _stamp(path: str) -> Stamp:
+def stamp_of(path: str) -> Stamp:
+    """Size and time of change of a file, `UNKNOWN` where it is missing."""
     try:
         status = os.stat(path)  # noqa: PTH116  (a million of them)
     except OSError:
