@@ -11,7 +11,7 @@ from d3still.config import load_config
 from d3still.data import build_dataset, read_image
 from d3still.data.datasets.files import read_lines
 from d3still.deploy import Embedder, GalleryIndex, IndexBuilder
-from d3still.deploy.index_file import read_header
+from d3still.deploy.index import read_header
 from d3still.deploy.listing import list_images
 from d3still.deploy.milvus import MilvusGallery
 from d3still.deploy.runners import _content
@@ -19,9 +19,9 @@ from d3still.errors import UserError
 from d3still.evaluation.features import load_features
 from d3still.modeling import read_weights
 from d3still.runs.checkpoint import load_checkpoint
+from d3still.runs.finished import read_per_query
 from d3still.runs.folder import RunFolder
 from d3still.runs.history import read_history
-from d3still.runs.per_query import read_per_query
 
 READERS = {
     "image": read_image,
