@@ -62,13 +62,12 @@ def main() -> None:
         for share, network in merged_galleries(cfg, run, args.shares):
             results = evaluate(cfg, run.data, run.distiller.query, network, run.device).summaries()
             found.append({"share": share, **results})
-            if args.save and _bootstrap.speaks():
+            if args.save:
                 run.distiller.gallery = network
                 dataset = run.data.dataset
                 names = {"identity_map": dataset.identity_map, "identity_names": dataset.identity_names}
                 save_checkpoint(args.save, network_state(run.distiller) | {"config": dump_config(cfg)} | names)
-    if _bootstrap.speaks():
-        print(json.dumps(found, indent=1) if args.json else table(found))
+    print(json.dumps(found, indent=1) if args.json else table(found))
 
 
 def table(found: list[dict]) -> str:

@@ -14,7 +14,9 @@ from yacs.config import CfgNode
 
 from d3still.engine.finished_run import LoadedRun
 from d3still.engine.setup import previous_stage
+from d3still.errors import UserError
 from d3still.modeling import load_weights
+from d3still.modeling.inference import exact_inference
 
 
 def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -40,15 +42,18 @@ def merged_galleries(cfg: CfgNode, run: LoadedRun, shares: Sequence[float]) -> I
         shares: of the way.
 
     Raises:
-        UserError: when the weights of stage 0 are missing or fit no longer.
+        UserError: when the weights of stage 0 are missing or fit no longer, or there are several ranks.
     """
+    if run.data.ranks.world_size > 1:
+        raise UserError("each rank would see other training images, and other statistics; start it without torchrun")
     end = run.distiller.gallery
     start = deepcopy(end)
     load_weights(start, previous_stage(cfg, "TEACHER_MODEL_PATH"), part="gallery", purpose="resume")
     for share in shares:
         network = deepcopy(end)
         network.load_state_dict(interpolated(start.state_dict(), end.state_dict(), share))
-        update_bn(_training_images(run), network, run.device)
+        with exact_inference():  # but in train mode
+            update_bn(_training_images(run), network, run.device)
         yield share, network.eval()
 
 

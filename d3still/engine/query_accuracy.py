@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from d3still.distillers import Pair
+from d3still.modeling.inference import exact_inference
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +18,10 @@ BATCHES = 16  # of pairs; enough for a percent or two
 LOW = 0.6  # docs/results: at 24 % and 49 % the logits terms cost symmetric retrieval and add nothing
 
 
-@torch.no_grad()
 def query_accuracy(query: nn.Module, pairs: Iterable[Pair]) -> float:
-    """The share of low-resolution training images that the query network, in eval mode, names right; 0 to 1."""
-    right = [query(pair.low).logits.argmax(1) == pair.labels for pair in islice(pairs, BATCHES)]
+    """The share of low-resolution training images that the query network names right, as in `exact_inference`."""
+    with exact_inference(query):
+        right = [query(pair.low).logits.argmax(1) == pair.labels for pair in islice(pairs, BATCHES)]
     return float(torch.cat(right).float().mean())
 
 

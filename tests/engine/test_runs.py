@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from d3still.config import load_config
 from d3still.distillers import Pair
@@ -56,11 +57,12 @@ def test_the_query_networks_accuracy_is_the_share_named_right(named, said, caplo
     labels = torch.tensor([0, 1, 1, 2])
     pairs = [Pair(torch.tensor(named)[part], torch.zeros(1), labels[part]) for part in (slice(3), slice(3, 4))]
 
-    def query(images):
-        return SimpleNamespace(logits=torch.eye(3)[images])
+    class Query(nn.Module):
+        def forward(self, images):
+            return SimpleNamespace(logits=torch.eye(3)[images])
 
     with caplog.at_level("INFO", "d3still.engine.query_accuracy"):
-        say_query_accuracy(query, pairs)
+        say_query_accuracy(Query(), pairs)
     assert said in caplog.text
     assert (caplog.records[0].levelname == "WARNING") == ("only" in said)
 

@@ -109,6 +109,14 @@ def test_going_on_from_an_earlier_epoch_drops_the_results_of_later_ones(finished
     assert train(finished, cfg) == "trained" and train(finished, cfg) == "finished"
 
 
+def test_a_last_checkpoint_of_an_earlier_epoch_ends_the_finished_state(finished, cfg):
+    """As a person does who copies epoch_1.pth over last.pth."""
+    finished.last.write_bytes((finished.path / "epoch_1.pth").read_bytes())
+    with pytest.raises(UserError, match="image 7"):
+        train(finished, cfg, fail_in=1)
+    assert not finished.metrics.exists()
+
+
 def test_a_copy_goes_on_with_the_history_of_the_run_it_is_from(finished, cfg, tmp_path):
     copy = RunFolder(tmp_path / "copy")
     train(copy, cfg, str(finished.path / "epoch_2.pth"))

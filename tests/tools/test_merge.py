@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from d3still.config import load_config
+from d3still.engine.distributed import Rank
 from d3still.engine.finished_run import open_run
 from d3still.engine.finished_run import test as evaluate_run
 from d3still.engine.merging import interpolated, merged_galleries
+from d3still.errors import UserError
 from d3still.runs.checkpoint import load_checkpoint
 from tests.tiny import REPOSITORY, overrides, stage_settings
 
@@ -44,6 +46,9 @@ def test_ends_have_the_trained_weights_and_all_the_training_images_statistics(ch
         assert not middle.training
         with torch.no_grad():
             expected = nn.functional.conv2d(images, middle.conv1.weight, stride=2, padding=3).mean((0, 2, 3))
+        run.data.ranks = Rank(0, 2)
+        with pytest.raises(UserError, match="start it without torchrun"):
+            next(merged_galleries(cfg, run, [0.5]))
     torch.testing.assert_close(middle.bn1.running_mean, expected, rtol=1e-4, atol=1e-5)
 
 
