@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -59,7 +59,9 @@ def _acquire(folder: Path) -> FileLock:
 
 def _sign(folder: Path) -> None:
     """Say who has the lock; not in the lock's own file, which those who ask for it may empty."""
-    (folder / OWNER).write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid()}), encoding="utf-8")
+    owner = {"host": socket.gethostname(), "process": os.getpid()}
+    with suppress(OSError):  # a full disk: the lock holds, and others are told less
+        (folder / OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
 
 def _owner(folder: Path) -> str:

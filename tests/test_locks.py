@@ -1,5 +1,6 @@
 """Of two processes on one folder the second is refused, and a dead one keeps nobody out."""
 
+import errno
 import os
 import signal
 import socket
@@ -48,6 +49,15 @@ def test_a_refused_process_leaves_the_first_ones_lock(tmp_path, quick):
         for _ in range(2):
             with pytest.raises(UserError, match=f"process {os.getpid()} on"), locked(tmp_path):
                 pass
+
+
+def test_a_full_disk_keeps_nobody_from_the_lock(tmp_path, quick, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with locked(tmp_path), pytest.raises(UserError, match="is in use by another process"), locked(tmp_path):
+        pass
 
 
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
