@@ -72,6 +72,14 @@ def test_a_finished_run_is_left_alone(finished, cfg):
     assert train(finished, cfg) == "finished" and content(finished) == before
 
 
+def test_what_killed_writers_left_goes_and_other_dot_files_stay(finished, cfg):
+    before = content(finished)
+    for name in ("metrics.json", "ranked_lists.npz", "last.pth"):
+        (finished.path / f".{name}.0a1b2c3d.d3still-part").touch()
+    (finished.path / ".notes").touch()
+    assert train(finished, cfg) == "finished" and content(finished) == before | {".notes": b""}
+
+
 @pytest.mark.parametrize("resume", ["never", "epoch_1.pth"])
 def test_a_run_that_does_not_start_leaves_the_former_one(finished, cfg, resume):
     """An unreadable first image once emptied a finished run."""
