@@ -175,10 +175,12 @@ def longer_settings(baseline: Tree, acd: Tree) -> dict[str, Any]:
 def differences(one: Tree, other: Tree) -> list[tuple[str, Any, Any]]:
     """(key, value in one, value in the other) of every key that differs; None where a side lacks it.
 
-    Keys that neither run reads, such as another baseline's weight, are no difference.
+    Keys that neither run reads, such as another baseline's weight, are no difference. A run that is older than a key
+    did what the key's default says.
     """
     from d3still.distillers import without_idle_sections
 
     before, after = (dict(leaves(tree)) for tree in without_idle_sections(one, other))
-    keys = sorted({*before, *after})
-    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+    keys, defaults = sorted({*before, *after}), known_defaults()
+    before, after = ({key: found.get(key, defaults.get(key)) for key in keys} for found in (before, after))
+    return [(key, before[key], after[key]) for key in keys if before[key] != after[key]]

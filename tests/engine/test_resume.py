@@ -205,6 +205,14 @@ def test_only_a_setting_that_the_run_computes_with_makes_it_another_run(config, 
     assert [line.split(":")[0] for line in differing] == ([key] if counts else [])
 
 
+def test_a_run_that_is_older_than_a_key_did_what_its_default_says():
+    now = yaml.safe_load(dump_config(load_config(REPOSITORY / "configs/emoji/aml.yaml")))
+    before = now | {"DATALOADER": {key: value for key, value in now["DATALOADER"].items() if key != "PAIR_SAMPLER"}}
+    assert config_differences(before, now) == []
+    now["DATALOADER"]["PAIR_SAMPLER"] = "identity"
+    assert config_differences(before, now) == ["DATALOADER.PAIR_SAMPLER: random → identity"]
+
+
 def test_the_section_of_a_class_that_a_distiller_is_made_from_counts(monkeypatch):
     monkeypatch.setattr(DISTILLERS, "_entries", dict(DISTILLERS._entries))
     mine = DISTILLERS.register("Mine")(type("Mine", (DISTILLERS.get("ROP"),), {}))
