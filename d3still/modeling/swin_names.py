@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from torchvision.models.swin_transformer import ShiftedWindowAttentionV2
 
@@ -35,29 +34,15 @@ def timm_from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """torchvision's Swin V2 weights under timm's names, without position tables."""
     renamed: dict[str, Tensor] = {}
     for key, value in without_position_tables(state).items():
-        name = re.sub(r"^features\.(\d+)\.", _timm_layer, _replaced(key, to_timm=True))
+        for timm, torchvision in _PAIRS:
+            key = key.replace(torchvision, timm)
+        name = re.sub(r"^features\.(\d+)\.", _timm_layer, key)
         if name.endswith(".qkv.bias"):
             queries, _, values = value.chunk(3)  # the middle, of the keys, is never used
             stem = name.removesuffix("qkv.bias")
             renamed |= {stem + "q_bias": queries.clone(), stem + "v_bias": values.clone()}
         else:
             renamed[name] = value
-    return renamed
-
-
-def torchvision_from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's Swin V2 weights under torchvision's names, with the position tables that it expects."""
-    renamed: dict[str, Tensor] = {}
-    for key, value in without_position_tables(state).items():
-        name = re.sub(r"^layers\.(\d+)\.(blocks|downsample)\.", _torchvision_layer, _replaced(key, to_timm=False))
-        if name.endswith(".q_bias"):
-            joined = (value, torch.zeros_like(value), state[key.removesuffix("q_bias") + "v_bias"])
-            renamed[name.removesuffix("q_bias") + "qkv.bias"] = torch.cat(joined)
-        elif not name.endswith(".v_bias"):
-            renamed[name] = value
-    for key in [key for key in renamed if key.endswith(".logit_scale")]:
-        for table, value in _position_tables().items():
-            renamed[key.removesuffix("logit_scale") + table] = value
     return renamed
 
 
@@ -99,22 +84,10 @@ def _merging_first(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(pattern, lambda m: f"layers.{int(m[1]) + 1}.downsample.", k): v for k, v in state.items()}
 
 
-def _replaced(key: str, to_timm: bool) -> str:
-    for timm, torchvision in _PAIRS:
-        old, new = (torchvision, timm) if to_timm else (timm, torchvision)
-        key = key.replace(old, new)
-    return key
-
-
 def _timm_layer(match: re.Match[str]) -> str:
     """``features.1.`` → ``layers.0.blocks.``; ``features.2.`` → ``layers.1.downsample.``"""
     stage, is_blocks = divmod(int(match[1]), 2)
     return f"layers.{stage}.{'blocks' if is_blocks else 'downsample'}."
-
-
-def _torchvision_layer(match: re.Match[str]) -> str:
-    stage, is_blocks = int(match[1]), match[2] == "blocks"
-    return f"features.{2 * stage + is_blocks}."
 
 
 def _position_tables() -> dict[str, Tensor]:

@@ -1,11 +1,35 @@
 """Swin V2's weights pass between timm's and torchvision's names without loss."""
 
+import re
+
 import pytest
 import torch
 import torchvision
+from torchvision.models.swin_transformer import ShiftedWindowAttentionV2
 
 from d3still.modeling import build_model
-from d3still.modeling.swin_names import timm_from_torchvision, torchvision_from_timm
+from d3still.modeling.swin_names import WINDOW_SIZE, timm_from_torchvision, without_position_tables
+
+NAMES = {"patch_embed.proj.": "features.0.0.", "patch_embed.norm.": "features.0.2.", "fc1.": "0.", "fc2.": "3."}
+
+
+def torchvision_from_timm(state):
+    """The way back: torchvision's names, one bias for queries, keys (zero) and values, and its position tables."""
+    renamed = {}
+    for key, value in without_position_tables(state).items():
+        for ours, theirs in NAMES.items():
+            key = key.replace(ours, theirs)
+        name = re.sub(r"^layers\.(\d+)\.blocks\.", lambda m: f"features.{2 * int(m[1]) + 1}.", key)
+        name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"features.{2 * int(m[1])}.", name)
+        if name.endswith(".q_bias"):
+            values = state[key.removesuffix("q_bias") + "v_bias"]
+            renamed[name.removesuffix("q_bias") + "qkv.bias"] = torch.cat([value, torch.zeros_like(value), values])
+        elif not name.endswith(".v_bias"):
+            renamed[name] = value
+    tables = dict(ShiftedWindowAttentionV2(1, [WINDOW_SIZE] * 2, [0, 0], num_heads=1).named_buffers())
+    for key in [key for key in renamed if key.endswith(".logit_scale")]:
+        renamed |= {key.removesuffix("logit_scale") + table: value for table, value in tables.items()}
+    return renamed
 
 
 @pytest.fixture(scope="module")
