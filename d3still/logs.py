@@ -1,4 +1,4 @@
-"""Log records on their way to a run's ``log.txt``."""
+"""Log records on their way to a run's ``log.txt``, and progress bars."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tqdm import tqdm
+
 from d3still.errors import UserError
 from d3still.text import VisibleFormatter
 
 PACKAGE = "d3still"  # the logger of all that this package says
 LOG_FORMAT = "%(asctime)s %(message)s"
 KEPT = 10_000  # records
+BAR_SECONDS_TERMINAL, BAR_SECONDS_FILE = 0.5, 30.0  # between two drawings of a progress bar
 
 logger = logging.getLogger(__name__)
 
@@ -109,3 +112,18 @@ def log_file(path: Path) -> Iterator[LogFile]:
 def _keeper() -> EarlyRecords | None:
     handlers = logging.getLogger(PACKAGE).handlers
     return next((handler for handler in handlers if isinstance(handler, EarlyRecords)), None)
+
+
+def progress_bar(total: int, initial: int, description: str, unit: str, enabled: bool, leave: bool = False) -> tqdm:
+    """A bar over a long piece of work, left on the screen or not; drawn rarely where the output is no terminal."""
+    interval = BAR_SECONDS_TERMINAL if sys.stderr.isatty() else BAR_SECONDS_FILE
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        disable=not enabled,
+        mininterval=interval,
+        dynamic_ncols=True,
+        leave=leave,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from d3still.deploy.embedder import EmbeddedBatch, Embedder, embed_images
 from d3still.deploy.gallery import Gallery, header_of
@@ -24,6 +22,7 @@ from d3still.deploy.listing import GalleryImage, absolute, list_images, stamps_o
 from d3still.deploy.store import PART, TRAINED, FeatureStore, Key, Ranks, keyed
 from d3still.errors import UserError, require
 from d3still.files import user_path, write_atomically
+from d3still.logs import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,6 @@ Listed = Sequence[tuple[GalleryImage, Key]]
 
 SAVE_EVERY, SAVE_SECONDS = 1024, 30.0  # features are saved after so many images, or so long
 SHOWN = 10  # unreadable images that are named on the console; the file names all
-_BAR_SECONDS_TERMINAL, _BAR_SECONDS_FILE = 0.5, 30.0  # between two drawings of the progress bar
 
 
 class IndexBuilder:
@@ -243,7 +241,8 @@ class IndexBuilder:
     def _embed_into_store(self, todo: Listed, done: int) -> None:
         pending, since = [], time.monotonic()
         batches = embed_images(self.embedder, [image for image, _ in todo], self.num_workers)
-        with self._bar(len(todo) + done, done) as bar, closing(batches):
+        bar = progress_bar(len(todo) + done, done, "embedding", "img", self.ranks.is_main, leave=True)
+        with bar, closing(batches):
             for batch in batches:
                 pending.append(batch)
                 bar.update(len(batch))
@@ -310,17 +309,6 @@ class IndexBuilder:
             size = f", {self.out.stat().st_size / 1e6:.1f} MB"
         self.store.remove(self.embedder.description.embedding())
         logger.info("%s: %d images by %s%s", self.out, len(index), index.network, size)
-
-    def _bar(self, total: int, done: int) -> tqdm:
-        return tqdm(
-            total=total,
-            initial=done,
-            desc="embedding",
-            unit="img",
-            disable=not self.ranks.is_main,
-            mininterval=_BAR_SECONDS_TERMINAL if sys.stderr.isatty() else _BAR_SECONDS_FILE,
-            dynamic_ncols=True,
-        )
 
 
 def _write(index: Any, path: Path) -> None:

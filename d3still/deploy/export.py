@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from d3still.deploy.network_files import (
     Description,
     open_network,
 )
-from d3still.deploy.quantize import quantised
+from d3still.deploy.quantize import quantised, quiet
 from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, RESIZE_KEY, EmbeddingGraph, onnx_session, sealed
 from d3still.errors import UserError, require
 from d3still.files import user_path, write_atomically, write_text
@@ -179,7 +178,7 @@ def onnx_bytes(graph: EmbeddingGraph, description: Description, fixed_size: bool
     axes = {0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"}
     name = "pixels" if graph.normalize else "images"
     example = _example(graph, _EXAMPLE_BATCH, description.size if fixed else _EXAMPLE_SIZE)
-    with warnings.catch_warnings(), _quiet():
+    with warnings.catch_warnings(), quiet(*_EXPORTER_LOGGERS):
         warnings.simplefilter("ignore")  # the exporter's own deprecations, which no user can mend
         program = torch.onnx.export(
             graph,
@@ -262,16 +261,3 @@ def _example(graph: EmbeddingGraph, batch: int, size: tuple[int, int]) -> Tensor
     rng = np.random.default_rng(batch)
     pixels = torch.from_numpy(rng.integers(0, 256, (batch, 3, *size), dtype=np.uint8))
     return pixels if graph.normalize else pixels.float() * graph.scale - graph.offset
-
-
-class _quiet:
-    """Keeps the exporter's notes about its own optimisations from the user."""
-
-    def __enter__(self) -> None:
-        self._levels = {name: logging.getLogger(name).level for name in _EXPORTER_LOGGERS}
-        for name in self._levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-    def __exit__(self, *error: object) -> None:
-        for name, level in self._levels.items():
-            logging.getLogger(name).setLevel(level)

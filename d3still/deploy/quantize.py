@@ -118,7 +118,7 @@ def _resized(image: GalleryImage, description: Description) -> torch.Tensor | No
 def _quantised(content: bytes, pixels: np.ndarray, per_channel: bool, method: str) -> bytes:
     quantization = require("onnxruntime.quantization", "quantising")
     name = onnx_session(content)[0].get_inputs()[0].name
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(content)
         quantization.quantize_static(
@@ -165,13 +165,16 @@ def _milliseconds(content: bytes, pixels: np.ndarray) -> float:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what onnxruntime prints and its advice to the root logger, which no user can follow."""
-    level, handlers = logging.root.level, list(logging.root.handlers)
-    logging.root.setLevel(logging.ERROR)
+def quiet(*names: str) -> Iterator[None]:
+    """Without what onnx's packages print and advise, which no user can follow: on the root logger and these."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("root", *names))}
+    handlers = list(logging.root.handlers)
+    for quieted in levels:
+        quieted.setLevel(logging.ERROR)
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.root.setLevel(level)
-        logging.root.handlers = handlers  # it adds one of its own, and all would be said twice
+        for quieted, level in levels.items():
+            quieted.setLevel(level)
+        logging.root.handlers = handlers  # onnxruntime adds one of its own, and all would be said twice

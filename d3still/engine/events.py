@@ -12,7 +12,6 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 from torch import Tensor
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from d3still.engine.retrieval import Evaluation
@@ -21,7 +20,6 @@ from d3still.logs import PACKAGE, console, early_records, log_file
 
 logger = logging.getLogger(__name__)
 
-BAR_SECONDS_TERMINAL, BAR_SECONDS_FILE = 0.5, 30.0  # seconds between two drawings of the bar
 EXAMPLES = 8  # pairs shown in TensorBoard
 
 
@@ -47,21 +45,6 @@ def logging_to(path: Path | None, quiet: bool = False) -> Iterator[None]:
                 text, trace = (str(error), None) if known else ("stopped by an error", sys.exc_info())
                 file.handle(root.makeRecord(root.name, logging.ERROR, __file__, 0, text, (), trace))
             raise
-
-
-def progress_bar(total: int, initial: int, description: str, enabled: bool) -> tqdm:
-    """A bar over the steps of an epoch; drawn rarely where the output is no terminal."""
-    interval = BAR_SECONDS_TERMINAL if sys.stderr.isatty() else BAR_SECONDS_FILE
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit="step",
-        disable=not enabled,
-        mininterval=interval,
-        dynamic_ncols=True,
-        leave=False,
-    )
 
 
 class Board:

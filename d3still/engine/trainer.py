@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from d3still.data import BatchLoader, ImageBatch, PairBatch
 from d3still.distillers import Distiller
 from d3still.engine.distributed import Agreement, Rank, gather_lists, share_buffers
-from d3still.engine.events import Board, progress_bar
+from d3still.engine.events import Board
 from d3still.engine.meter import Meter
 from d3still.engine.precision import Precision
 from d3still.engine.recomputation import Recomputation
@@ -24,6 +24,7 @@ from d3still.engine.retrieval import Evaluation
 from d3still.engine.signals import Preempted, StopRequest
 from d3still.engine.step import compute_gradients, normalized_pair, seed_step, update
 from d3still.errors import UserError
+from d3still.logs import progress_bar
 from d3still.runs.checkpoint import load_network_state, network_state, save_checkpoint
 from d3still.runs.folder import RunFolder
 from d3still.solver import set_learning_rates
@@ -155,7 +156,7 @@ class Trainer:
         total = self.num_steps(self.epoch)
         batches = self._batches(self.epoch, self.step)
         description = f"epoch {self.epoch + 1}/{self.loop.epochs}"
-        with progress_bar(total, self.step, description, self.ranks.is_main) as bar:
+        with progress_bar(total, self.step, description, "step", self.ranks.is_main) as bar:
             while self.step < total:
                 asked = time.perf_counter()
                 identity, pair = next(batches)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import math
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO
 
+import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -30,7 +30,7 @@ Size = tuple[int, int]
 # Okabe and Ito's green and Tol's vibrant red, which colour-blind readers tell apart; signs say the same again.
 HIT, MISS, EXCLUDED = "#009e73", "#cc3311", "#8c8c8c"
 TEXT, FAINT, PAPER = "#1a1a1a", "#5a5a5a", "#ffffff"
-FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib
+FONT = "fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib
 TITLE_POINTS, POINTS = 15, 12
 LINE = 16  # pixels from one line of text to the next
 GAP, BORDER = 10, 4
@@ -242,5 +242,4 @@ def _text(
 
 @functools.cache
 def _font(points: int) -> ImageFont.FreeTypeFont:
-    plotting = importlib.util.find_spec("matplotlib")  # not imported: training, too, draws ranked lists
-    return ImageFont.truetype(str(Path(plotting.origin).parent / FONT), points)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / FONT), points)
