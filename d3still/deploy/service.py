@@ -37,6 +37,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _PAGE_FILES = {"search.js", "search.css"}
 _THUMBNAIL, _QUALITY = 320, 85
 _CACHED_THUMBNAILS = 2048
+_GONE = "this image is no longer there"
 _FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}  # an id is never given to another image
 _POLICY = (
     "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' blob: data:; object-src 'none'; "
@@ -85,6 +86,35 @@ class Searcher:
         return answers
 
 
+class _Measured:
+    """What /metrics tells; numbers of this service alone."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self._client = require("prometheus_client", "the search service")
+        self._registry = self._client.CollectorRegistry()
+        kinds = {"registry": self._registry, "namespace": "d3still"}
+        self._requests = self._client.Counter("requests", "answered requests", ["route", "status"], **kinds)
+        self._seconds = self._client.Histogram("seconds", "time of a part of a search", ["part"], **kinds)
+        self._client.Gauge("images", "images of the gallery", **kinds).set_function(lambda: len(gallery))
+
+    def answered(self, route: str, response: Any) -> Any:
+        self._requests.labels(route if response.status_code != 404 else "unknown", response.status_code).inc()
+        return response
+
+    @contextmanager
+    def timed(self, part: str, into: dict[str, float]) -> Iterator[None]:
+        """Note how long a block took."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            into[part] = round(time.perf_counter() - began, 6)
+            self._seconds.labels(part).observe(into[part])
+
+    def text(self) -> bytes:
+        return self._client.generate_latest(self._registry)
+
+
 def create_app(
     gallery: Gallery,
     embedder: Embedder | None = None,
@@ -108,17 +138,13 @@ def create_app(
     """
     for module in ("fastapi", "prometheus_client", "python_multipart"):
         require(module, "the search service")
-    from fastapi import FastAPI, Request
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import FileResponse, JSONResponse, Response
+    from fastapi import FastAPI
 
     limits = limits or Limits()
     if embedder is not None:
         gallery.require_partner(embedder.description)
-    measured = _Measured(gallery)
-    searcher = Searcher(gallery, limits.batch)
+    measured, searcher = _Measured(gallery), Searcher(gallery, limits.batch)
     in_browser = query_file is not None and runtime is not None and _resizes(query_file)
-    at_work = 0
 
     @asynccontextmanager
     async def lifespan(_: Any) -> Any:
@@ -127,7 +153,39 @@ def create_app(
         task.cancel()
 
     app = FastAPI(title="d3still search", lifespan=lifespan)
-    cached = lru_cache(_CACHED_THUMBNAILS)(_jpeg)
+    _guard(app, limits, measured)
+    _add_search(app, gallery, embedder, searcher, limits, measured)
+    _add_pictures(app, gallery, samples)
+    _add_network(app, query_file, runtime)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        """Whether the service answers, and over what."""
+        return {"status": "ok", "images": len(gallery), "network": gallery.network}
+
+    @app.get("/settings", include_in_schema=False)
+    async def settings() -> dict[str, Any]:
+        return {
+            "images": len(gallery),
+            "gallery": gallery.network,
+            "query": None if embedder is None else str(embedder.description),
+            "size": None if embedder is None else embedder.description.size,
+            "in_browser": in_browser,
+            "upload": limits.upload,
+            "pixels": limits.pixels,
+            "samples": [{"image": f"/sample/{n}", "identity": s.identity} for n, s in enumerate(samples)],
+        }
+
+    return app
+
+
+def _guard(app: Any, limits: Limits, measured: _Measured) -> None:
+    """What holds for every request: how many at once, how long, what an error looks like, and what is counted."""
+    from fastapi import Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, Response
+
+    at_work = 0
 
     @app.middleware("http")
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -158,6 +216,17 @@ def create_app(
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         return JSONResponse({"detail": visible(error.errors()[0]["msg"])}, 422)
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(measured.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_search(
+    app: Any, gallery: Gallery, embedder: Embedder | None, searcher: Searcher, limits: Limits, measured: _Measured
+) -> None:
+    from fastapi import Request
+
     @app.post("/search", openapi_extra=SEARCH)
     async def search(request: Request) -> Any:
         """The nearest gallery images of a feature vector or of an image."""
@@ -185,29 +254,41 @@ def create_app(
             "seconds": seconds,
         }
 
+
+def _add_pictures(app: Any, gallery: Gallery, samples: Sequence[GalleryImage]) -> None:
+    from fastapi.responses import FileResponse, Response
+
+    cached = lru_cache(_CACHED_THUMBNAILS)(_jpeg)
+
     @app.get("/image/{id}")
     async def image(id: int) -> Response:
         """A gallery image by its number, small."""
         found = gallery.image_of(id)
         if found is None:
             raise Refused(404, f"the gallery holds no image {id}")
-        return await picture(found)
+        try:
+            return Response(await asyncio.to_thread(cached, found.path, found.box), 200, _FOREVER, "image/jpeg")
+        except ImageError as error:
+            raise Refused(404, _GONE) from error
 
     @app.get("/sample/{number}")
     async def sample(number: int) -> Response:
         """A sample query by its number, as it is."""
         if not 0 <= number < len(samples):
             raise Refused(404, f"there is no sample {number}")
-        return FileResponse(samples[number].path) if Path(samples[number].path).is_file() else gone(samples[number])
+        if not Path(samples[number].path).is_file():
+            raise Refused(404, _GONE)
+        return FileResponse(samples[number].path)
 
-    async def picture(found: GalleryImage) -> Response:
-        try:
-            return Response(await asyncio.to_thread(cached, found.path, found.box), 200, _FOREVER, "image/jpeg")
-        except ImageError:
-            return gone(found)
 
-    def gone(_: GalleryImage) -> Response:
-        raise Refused(404, "this image is no longer there")
+def _add_network(app: Any, query_file: Path | None, runtime: Path | None) -> None:
+    """The page, the query network that it runs, and what runs that."""
+    from fastapi.responses import FileResponse, Response
+
+    async def own_file(path: Path | None, kind: str) -> Response:
+        if path is None or not path.is_file():
+            raise Refused(404, "this service has no such file; start it with --weights query.onnx")
+        return FileResponse(path, media_type=kind)
 
     @app.get("/query.onnx")
     async def query_network() -> Response:
@@ -219,39 +300,11 @@ def create_app(
         """Its card."""
         return await own_file(query_file and query_file.with_name(f"{query_file.name}.json"), "application/json")
 
-    async def own_file(path: Path | None, kind: str) -> Response:
-        if path is None or not path.is_file():
-            raise Refused(404, "this service has no such file; start it with --weights query.onnx")
-        return FileResponse(path, media_type=kind)
-
     @app.get("/runtime/{name}", include_in_schema=False)
     async def runtime_file(name: str) -> Response:
         if name not in RUNTIME_FILES:
             raise Refused(404, "there is no such file")
         return await own_file(runtime and runtime / name, _TYPES[Path(name).suffix])
-
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
-        """Whether the service answers, and over what."""
-        return {"status": "ok", "images": len(gallery), "network": gallery.network}
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """Numbers for Prometheus."""
-        return Response(measured.text(), media_type="text/plain; version=0.0.4")
-
-    @app.get("/settings", include_in_schema=False)
-    async def settings() -> dict[str, Any]:
-        return {
-            "images": len(gallery),
-            "gallery": gallery.network,
-            "query": None if embedder is None else str(embedder.description),
-            "size": None if embedder is None else embedder.description.size,
-            "in_browser": in_browser,
-            "upload": limits.upload,
-            "pixels": limits.pixels,
-            "samples": [{"image": f"/sample/{n}", "identity": s.identity} for n, s in enumerate(samples)],
-        }
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -262,37 +315,6 @@ def create_app(
         if name not in _PAGE_FILES:
             raise Refused(404, "there is no such file")
         return FileResponse(_TEMPLATES / name, media_type=_TYPES[Path(name).suffix])
-
-    return app
-
-
-class _Measured:
-    """What /metrics tells; numbers of this service alone."""
-
-    def __init__(self, gallery: Gallery) -> None:
-        self._client = require("prometheus_client", "the search service")
-        self._registry = self._client.CollectorRegistry()
-        kinds = {"registry": self._registry, "namespace": "d3still"}
-        self._requests = self._client.Counter("requests", "answered requests", ["route", "status"], **kinds)
-        self._seconds = self._client.Histogram("seconds", "time of a part of a search", ["part"], **kinds)
-        self._client.Gauge("images", "images of the gallery", **kinds).set_function(lambda: len(gallery))
-
-    def answered(self, route: str, response: Any) -> Any:
-        self._requests.labels(route if response.status_code != 404 else "unknown", response.status_code).inc()
-        return response
-
-    @contextmanager
-    def timed(self, part: str, into: dict[str, float]) -> Iterator[None]:
-        """Note how long a block took."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            into[part] = round(time.perf_counter() - began, 6)
-            self._seconds.labels(part).observe(into[part])
-
-    def text(self) -> bytes:
-        return self._client.generate_latest(self._registry)
 
 
 async def _read(request: Any, limit: int) -> None:
