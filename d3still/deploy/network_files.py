@@ -92,6 +92,7 @@ class Description:
             fields = {name: values[name] for name in cls.__dataclass_fields__}
             height, width = fields["size"]
             fields |= {"size": (int(height), int(width)), "mean": tuple(fields["mean"]), "std": tuple(fields["std"])}
+            fields |= {name: dict(fields[name]) for name in ("networks", "config")}
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             problem = f"{type(error).__name__}: {error}"

@@ -38,10 +38,10 @@ def test_a_table(tmp_path):
 
 
 def test_a_list(tmp_path):
-    sample = Sample(str(tmp_path / "c.png"), 3, 0, (1, 2, 3, 4))
+    sample = Sample(str(tmp_path / "c.png"), 3, 0, (1, 2, 3, 4), "shoe-17")
     listed = list_images([tmp_path / "b.png", str(tmp_path / "a.png"), sample])
     assert [Path(image.path).name for image in listed] == ["b.png", "a.png", "c.png"], "in its own order"
-    assert listed[2] == GalleryImage(str(tmp_path / "c.png"), "3", (1, 2, 3, 4), "0")
+    assert listed[2] == GalleryImage(str(tmp_path / "c.png"), "shoe-17", (1, 2, 3, 4), "0")
 
 
 @pytest.mark.parametrize(

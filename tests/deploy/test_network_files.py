@@ -52,6 +52,9 @@ def test_hash_depends_on_every_weight_of_the_embedding_and_on_nothing_else():
 def test_description_survives_json():
     description = describe(make_config(), "query", 512, {"query": "a", "gallery": "b"})
     assert Description.from_dict(description.to_dict()) == description
+    for name in ("config", "networks"):
+        with pytest.raises(UserError, match="description of its network is damaged"):
+            Description.from_dict(description.to_dict() | {name: None})
 
 
 def test_parts_of_a_run(run):
