@@ -193,6 +193,13 @@ def _is_number(identity: str | int) -> bool:
     return re.fullmatch(r"-?[0-9]{1,18}", str(identity)) is not None
 
 
+def camera_numbers(values: set[str]) -> dict[str, int]:
+    """Cameras as files name them → their numbers: their own where all are numbers, else their places by name."""
+    if all(re.fullmatch("[0-9]{1,18}", value) for value in values):  # more digits than an int64 holds are a name
+        return {value: int(value) for value in values}
+    return {value: place for place, value in enumerate(sorted(values))}
+
+
 def _numbers(identities: Sequence[str | int]) -> dict[str, int]:
     """Each identity's number: its own, or its place among the names; −1 stays junk in either case."""
     if all(isinstance(identity, int) for identity in identities):

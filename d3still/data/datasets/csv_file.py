@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset
+from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset, camera_numbers
 from d3still.data.datasets.files import some
 from d3still.data.datasets.table import TABLE_SUFFIXES, TRAIN, TableRow, read_table
 from d3still.errors import UserError
@@ -42,7 +41,7 @@ def _records(path: Path, rows: Sequence[TableRow]) -> dict[str, list[Record]]:
     """The records of each part."""
     parts: dict[str, list[Record]] = {"train": [], "query": [], "gallery": []}
     lines: dict[tuple[str, str], int] = {}
-    cameras = _cameras({row.camera for row in rows if row.camera})
+    cameras = camera_numbers({row.camera for row in rows if row.camera})
     for row in rows:
         if not Path(row.path).is_file():
             raise UserError(f"{path} line {row.line}: there is no image {row.path}")
@@ -67,9 +66,3 @@ def _find(root: Path) -> Path:
         what = f"several CSV files ({some(table.name for table in tables)})" if tables else "no CSV file"
         raise UserError(f"csv: {root} holds {what}; set DATASETS.ROOT_DIR to the file itself")
     return tables[0]
-
-
-def _cameras(values: set[str]) -> dict[str, int]:
-    if all(re.fullmatch("[0-9]{1,18}", value) for value in values):  # more digits than an int64 holds are a name
-        return {value: int(value) for value in values}
-    return {value: place for place, value in enumerate(sorted(values))}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset
+from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset, camera_numbers
 from d3still.data.datasets.files import child, require_child, require_images, some
 from d3still.errors import UserError
 
@@ -63,9 +63,6 @@ def _cameras(paths: Sequence[str], pattern: str) -> dict[str, int]:
     wrong = [path for path in paths if not found.get(path)]
     if wrong:
         raise UserError(f"{_KEY} '{pattern}' finds no camera in the name of {some(wrong)}")
-    values = set(found.values())
-    if all(re.fullmatch("[0-9]{1,18}", value) for value in values):  # more digits than an int64 holds are a name
-        first = min(1, *(int(value) for value in values))
-        return {path: int(value) - first for path, value in found.items()}
-    order = {value: place for place, value in enumerate(sorted(values))}
-    return {path: order[value] for path, value in found.items()}
+    number = camera_numbers(set(found.values()))
+    first = min(1, *number.values())
+    return {path: number[value] - first for path, value in found.items()}
