@@ -52,11 +52,7 @@ class Gallery(ABC):
 
     @abstractmethod
     def append(
-        self,
-        images: list[GalleryImage],
-        blocks: Blocks,
-        unreadable: dict[str, str],
-        stamps: Sequence[Stamp] | None = None,
+        self, images: list[GalleryImage], blocks: Blocks, unreadable: dict[str, str], stamps: Sequence[Stamp]
     ) -> None:
         """Add features that ``blocks`` gives, of these images, from this gallery's own network."""
 

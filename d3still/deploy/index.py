@@ -183,17 +183,13 @@ class GalleryIndex(Gallery):
         return kept
 
     def append(
-        self,
-        images: list[GalleryImage],
-        blocks: Blocks,
-        unreadable: dict[str, str],
-        stamps: Sequence[Stamp] | None = None,
+        self, images: list[GalleryImage], blocks: Blocks, unreadable: dict[str, str], stamps: Sequence[Stamp]
     ) -> None:
         """See `Gallery.append`."""
         add(self.index, blocks)
         self._named = {}
         self.images.extend(images)
-        self.stamps += [UNKNOWN] * len(images) if stamps is None else stamps
+        self.stamps += stamps
         self.ids = np.append(self.ids, np.arange(self.next_id, self.next_id + len(images)))
         self.next_id += len(images)
         added = {image.path for image in images}

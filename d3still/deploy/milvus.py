@@ -17,7 +17,7 @@ import numpy as np
 
 from d3still.deploy.gallery import Gallery, Match
 from d3still.deploy.kinds import Blocks
-from d3still.deploy.listing import UNKNOWN, GalleryImage, Stamp
+from d3still.deploy.listing import GalleryImage, Stamp
 from d3still.errors import UserError, require
 from d3still.files import user_path
 
@@ -95,17 +95,12 @@ class MilvusGallery(Gallery):
         self._client.close()
 
     def append(
-        self,
-        images: list[GalleryImage],
-        blocks: Blocks,
-        unreadable: dict[str, str],
-        stamps: Sequence[Stamp] | None = None,
+        self, images: list[GalleryImage], blocks: Blocks, unreadable: dict[str, str], stamps: Sequence[Stamp]
     ) -> None:
         """See `Gallery.append`. Ids are taken before the first row is written, so that a kill gives none twice."""
         with _asking(self._uri):
             first = self._noted(_NEXT)
             self._note(_NEXT, first + len(images))
-            stamps = [UNKNOWN] * len(images) if stamps is None else stamps
             rows = zip(range(first, first + len(images)), images, stamps, strict=True)
             for block in blocks():
                 for start in range(0, len(block), _ROWS):

@@ -13,7 +13,7 @@ from d3still.data import Sample
 from d3still.deploy import Embedder, GalleryImage, GalleryIndex, IndexOptions, export_network
 from d3still.deploy import index as index_file_module
 from d3still.deploy.kinds import KINDS, _least_effort, add, answer_few_together, new_index, set_effort
-from d3still.deploy.listing import list_images
+from d3still.deploy.listing import UNKNOWN, list_images
 from d3still.errors import UserError
 from tests.deploy.small import make_config, needs, picture, save_pictures, save_run
 
@@ -123,7 +123,7 @@ def test_ids_are_given_once_and_never_again(gallery, many, tmp_path, kind):
     index.save(tmp_path / "k.index")
     index = GalleryIndex.load(tmp_path / "k.index")
     assert len(index) == 594 and index.next_id == 600
-    index.append(list_images([paths[0], paths[599]]), lambda: iter([features[[0, 599]]]), {})
+    index.append(list_images([paths[0], paths[599]]), lambda: iter([features[[0, 599]]]), {}, [UNKNOWN] * 2)
     assert index.ids[-2:].tolist() == [600, 601]
     rest = [*np.delete(np.arange(600), gone), 0, 599]  # what each row is of
     ids = [*np.delete(np.arange(600), gone), 600, 601]

@@ -6,6 +6,7 @@ import pytest
 from d3still.deploy import Embedder, GalleryImage, GalleryIndex, IndexBuilder, IndexOptions
 from d3still.deploy.gallery import header_of
 from d3still.deploy.kinds import add, new_index
+from d3still.deploy.listing import UNKNOWN
 from d3still.deploy.milvus import MilvusGallery
 from d3still.errors import UserError
 from tests.deploy.small import needs, save_pictures
@@ -36,7 +37,7 @@ def both(embed, features, tmp_path_factory):
     add(faiss, lambda: iter([features]))
     uri = str(tmp_path_factory.mktemp("milvus") / "gallery.db")
     milvus = MilvusGallery.create(uri, header)
-    milvus.append(images, lambda: iter(np.array_split(features, 3)), {})
+    milvus.append(images, lambda: iter(np.array_split(features, 3)), {}, [UNKNOWN] * len(images))
     yield GalleryIndex(faiss, images, header), milvus, uri
     milvus.close()
 
@@ -72,7 +73,7 @@ def test_ids_stay_and_a_restart_finds_all(both, features):
     with pytest.raises(UserError, match="no image of the id 77"):
         milvus.remove([5, 77])
     assert len(milvus) == COUNT - 3 and milvus.image_of(77) is None
-    milvus.append([GalleryImage("/77.png", "again")], lambda: iter([features[[77]]]), {})
+    milvus.append([GalleryImage("/77.png", "again")], lambda: iter([features[[77]]]), {}, [UNKNOWN])
     milvus.close()
     other = MilvusGallery.open(uri)
     assert len(other) == COUNT - 2 and other.header["embedding"] == faiss.header["embedding"]
