@@ -21,6 +21,11 @@ def visible(value: object) -> str:
     return "".join(letter if _is_shown(letter) else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def file_name(path: object) -> str:
+    """The last part of a path written on any system."""
+    return str(path).replace("\\", "/").rpartition("/")[2]
+
+
 class VisibleFormatter(logging.Formatter):
     """Log lines of `visible` text; a traceback below one keeps its lines."""
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from d3still.data.datasets import DATASETS, JUNK_IDENTITY, RetrievalDataset, Sample
 from d3still.data.image import MAX_PIXELS, ImageError, read_image
 from d3still.data.sources import usable_cores
-from d3still.data.transforms import resize
+from d3still.data.transforms import resize_within
 from d3still.files import write_atomically
 from d3still.text import visible
 
@@ -164,7 +164,4 @@ def _thumb(sample: Sample, max_pixels: int) -> Image.Image:
         image = read_image(sample.path, sample.box, max_pixels)
     except ImageError:
         return Image.new("RGB", (THUMB, THUMB), _GREY)
-    height, width = image.shape[1:]
-    longest = max(height, width)
-    size = max(1, THUMB * height // longest), max(1, THUMB * width // longest)
-    return Image.fromarray(resize(image, size).permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(resize_within(image, THUMB).permute(1, 2, 0).contiguous().numpy())

@@ -33,6 +33,13 @@ def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(image[None], size=tuple(size), mode="bilinear", antialias=True)[0]
 
 
+def resize_within(image: torch.Tensor, side: int) -> torch.Tensor:
+    """`resize`, its proportions kept, so that the longer side is ``side``."""
+    height, width = image.shape[1:]
+    scale = side / max(height, width)
+    return resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
+
+
 @dataclass(frozen=True)
 class View:
     """How one image becomes one training input.

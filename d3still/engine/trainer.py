@@ -354,7 +354,6 @@ class Trainer:
             self.folder.save_epoch(state, keep_as)
 
 
-
 def _range(rates: list[float]) -> str:
     low, high = min(rates), max(rates)
     return f"{high:.2g}" if low == high else f"{low:.2g}…{high:.2g}"

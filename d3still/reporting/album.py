@@ -11,8 +11,9 @@ from markupsafe import Markup
 from d3still.data import ImageError, Sample
 from d3still.evaluation.lists import Entry, RankedList
 from d3still.pages import picture_uri
-from d3still.reporting.pairing import Pairs, file_name
+from d3still.reporting.pairing import Pairs
 from d3still.reporting.pictures import Size, image_of, network_view, thumbnail
+from d3still.text import file_name
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,12 @@ from d3still.errors import UserError
 from d3still.evaluation.lists import RankedList, most_changed
 from d3still.reporting.album import Album, Card
 from d3still.reporting.figures import TALL, Bar, Chart, Dot, Series, bar_chart, line_chart, scatter
-from d3still.reporting.pairing import Pairs, file_name, mean_pairs, paired_differences
+from d3still.reporting.pairing import Pairs, mean_pairs, paired_differences
 from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row
 from d3still.reporting.tables import difference_cell, pair_title, title_of
 from d3still.runs.facts import BASELINE, differences, max_pixels_of
 from d3still.runs.finished import Run
+from d3still.text import file_name
 
 logger = logging.getLogger(__name__)
 

@@ -86,8 +86,3 @@ def _scores(arrays: Mapping[str, np.ndarray], protocol: str, measure: str) -> np
         return PERCENT * arrays[f"{protocol}_ap"]
     first_hit = arrays[f"{protocol}_first_hit"]
     return np.where(first_hit > 0, PERCENT * (first_hit == 1), np.nan)
-
-
-def file_name(path: object) -> str:
-    """The last part of a path written on any system."""
-    return str(path).replace("\\", "/").rpartition("/")[2]

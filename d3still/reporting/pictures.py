@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import IO
 
 import matplotlib
@@ -18,11 +18,11 @@ from torch.nn.functional import interpolate
 
 from d3still.data import ImageError, Sample, read_image
 from d3still.data.image import MAX_PIXELS
-from d3still.data.transforms import resize
+from d3still.data.transforms import resize, resize_within
 from d3still.errors import UserError
 from d3still.evaluation.lists import Entry, RankedList
 from d3still.files import write_atomically
-from d3still.text import visible
+from d3still.text import file_name, visible
 
 logger = logging.getLogger(__name__)
 
@@ -135,14 +135,7 @@ def thumbnail(sample: Sample, side: int, max_pixels: int = MAX_PIXELS) -> torch.
         ImageError: the file cannot be read.
     """
     pixels = read_image(sample.path, sample.box, max_pixels)
-    height, width = pixels.shape[1:]
-    scale = side / max(height, width)
-    return resize(pixels, (max(1, round(height * scale)), max(1, round(width * scale))))
-
-
-def name_of(sample: Sample) -> str:
-    """A file's name without its folders."""
-    return PurePath(sample.path.replace("\\", "/")).name
+    return resize_within(pixels, side)
 
 
 def _draw_list(
@@ -150,7 +143,7 @@ def _draw_list(
 ) -> None:
     query = ranked.query
     ap = "no match in the gallery" if math.isnan(ranked.ap) else f"AP {100 * ranked.ap:.2f} %"
-    heading = f"{name_of(query)}: identity {query.name}, camera {query.camera}, {ap}"
+    heading = f"{file_name(query.path)}: identity {query.name}, camera {query.camera}, {ap}"
     _text(draw, (GAP, top + GAP), heading, sheet.width - 2 * GAP, TITLE_POINTS)
     top += GAP + 2 * LINE
     _paste(sheet, _enlarged(query, query_size, layout), (GAP + BORDER, top + BORDER), layout.cell)
