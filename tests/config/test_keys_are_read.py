@@ -88,6 +88,11 @@ class Reads(ast.NodeVisitor):
             self.used.add(node.attr)
         self.generic_visit(node)
 
+    def visit_Subscript(self, node):
+        if isinstance(node.slice, ast.Constant) and node.slice.value in self.sections:  # config["INPUT"]
+            self.used.add(node.slice.value)
+        self.generic_visit(node)
+
     def visit_Constant(self, node):
         if isinstance(node.value, str) and re.fullmatch("[A-Z][A-Z_0-9]+", node.value):
             self.quoted.add(node.value)
