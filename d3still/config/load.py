@@ -34,7 +34,7 @@ def load_config(path: str | Path, overrides: Iterable[Any] = ()) -> Config:
     for key, value in zip(overrides[::2], overrides[1::2], strict=False):
         if key == IMPORTS_KEY:
             cfg.merge_from_list([key, value])
-    cfg.merge_from_file(_installed(path))
+    cfg.merge_from_file(installed(path))
     cfg.merge_from_list(overrides)
     _fill_in(cfg)
     validate(cfg)
@@ -42,10 +42,10 @@ def load_config(path: str | Path, overrides: Iterable[Any] = ()) -> Config:
     return cfg
 
 
-def _installed(path: str | Path) -> Path:
-    """The path, or where it is not there and begins with ``configs``, the file of that name that comes along."""
+def installed(path: str | Path) -> Path:
+    """The path, or where it is not there and begins with ``configs``, what comes along under that name."""
     own = REPOSITORY / path
-    return own if Path(path).parts[:1] == (CONFIGS,) and not Path(path).exists() and own.is_file() else Path(path)
+    return own if Path(path).parts[:1] == (CONFIGS,) and not Path(path).exists() and own.exists() else Path(path)
 
 
 def user_code(path: str | Path) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d3still.config import Config, load_config, run_dir, weight_path
+from d3still.config import Config, installed, load_config, run_dir, weight_path
 from d3still.errors import UserError
 from d3still.files import user_path
 from d3still.runs.facts import (
@@ -187,7 +187,7 @@ def config_files(names: Iterable[str | Path]) -> Iterator[Path]:
     """
     found: list[Path] = []
     for name in names:
-        path = user_path(name)
+        path = installed(user_path(name))
         if path.is_dir():
             found += sorted(p for p in path.iterdir() if p.suffix in CONFIG_SUFFIXES)
         elif path.suffix in CONFIG_SUFFIXES and path.is_file():

@@ -161,3 +161,10 @@ def test_a_user_baseline_without_a_weight_has_no_finetune_control():
     config = {"DISTILLER": {"TYPE": "ACD"}, "ACD": {"BASELINE": "Mine"}, "Mine": {"MARGIN": 1.0}}
     with pytest.raises(UserError, match="the baseline Mine has no KD_WEIGHT"):
         variant_settings(config, "finetune")
+
+
+@pytest.mark.parametrize("name", ["configs/emoji/acd_rop.yaml", "configs/emoji/ResNet18_12x12"])
+def test_configs_that_come_along_are_found_from_any_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    files = list(config_files([name]))
+    assert files and all(file.is_relative_to(REPOSITORY / "configs/emoji") for file in files)
