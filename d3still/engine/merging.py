@@ -52,9 +52,15 @@ def merged_galleries(cfg: CfgNode, run: LoadedRun, shares: Sequence[float]) -> I
     for share in shares:
         network = deepcopy(end)
         network.load_state_dict(interpolated(start.state_dict(), end.state_dict(), share))
-        with exact_inference():  # but in train mode
-            update_bn(_training_images(run), network, run.device)
-        yield share, network.eval()
+        take_statistics(network, run)
+        yield share, network
+
+
+def take_statistics(network: nn.Module, run: LoadedRun) -> None:
+    """Set a gallery network's batch-norm statistics to those of the run's training images, as they are tested."""
+    with exact_inference():  # but in train mode
+        update_bn(_training_images(run), network, run.device)
+    network.eval()
 
 
 def _training_images(run: LoadedRun) -> Iterator[Tensor]:
