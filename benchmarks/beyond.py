@@ -34,6 +34,7 @@ from d3still.engine.merging import take_statistics
 from d3still.engine.retrieval import evaluate
 from d3still.engine.run import build_trainer
 from d3still.engine.setup import Data, build_networks, load_start_weights, open_dataset
+from d3still.errors import UserError
 from d3still.files import write_text
 from d3still.losses import cosine_matrix
 from d3still.modeling.inference import exact_inference
@@ -220,4 +221,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))
