@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
+from math import isfinite
 
 import _bootstrap
 
@@ -25,11 +27,12 @@ COLUMNS = (("AIR", "mAP"), ("AIR", "R1"), ("SIR", "mAP"), ("SIR", "R1"))
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them."""
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 0,0.5,1") from error
+    """Finite numbers with commas between them."""
+    with suppress(ValueError):
+        found = tuple(float(word) for word in text.split(","))
+        if all(map(isfinite, found)):
+            return found
+    raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers such as 0,0.5,1")
 
 
 def parse() -> argparse.Namespace:

@@ -68,3 +68,12 @@ def test_the_command_prints_each_share_and_saves_one(chain, veri, tmp_path, monk
     if save:
         again = evaluate_run(load_config(file, [*settings, "TEST.WEIGHTS", str(tmp_path / "merged.pth")])).summaries()
         assert again == {kind: pytest.approx(found[0][kind]) for kind in ("AIR", "SIR")}
+
+
+@pytest.mark.parametrize("shares", ["nan", "0.5,inf", "half", "", "0,,1"])
+def test_shares_are_finite_numbers(monkeypatch, shares, capsys):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
+    monkeypatch.setattr("sys.argv", ["merge_net", "--config-file", "x.yaml", f"--shares={shares}"])
+    with pytest.raises(SystemExit):
+        importlib.import_module("merge_net").parse()
+    assert f"--shares: '{shares}' is no list of numbers such as 0,0.5,1" in capsys.readouterr().err
