@@ -15,7 +15,6 @@ import json
 import sys
 import time
 from copy import deepcopy
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from d3still.config import load_config, run_dir
 from d3still.distillers.acd import ACD
 from d3still.distillers.acd.analysis import BlockRecorder
 from d3still.distillers.acd.logits import collaborative_logits, collaborative_logits_loss
-from d3still.distillers.base import Distiller
+from d3still.distillers.base import LABEL_SMOOTHING, Distiller
 from d3still.engine.distributed import Rank
 from d3still.engine.events import logging_to
 from d3still.engine.finished_run import LoadedRun
@@ -67,6 +66,24 @@ class Anchor(Candidate):
     def pair_losses(self, query, gallery, labels):
         anchor = self.feature_loss(self.old_output, gallery, labels)
         return super().pair_losses(query, gallery, labels) | {"anchor": self.amount * self.kd_weight * anchor}
+
+
+class Both(Candidate):
+    """d. The query network learns too, at the rate ``amount``, its batch norm frozen."""
+
+    def begin(self):
+        self.query.requires_grad_(True)
+
+    def forward(self, images, labels, pair):
+        output, query, gallery = self.gallery(images), self.query(pair.low), self.gallery(pair.high)
+        losses = self.supervised(output, labels) | self.pair_losses(query, gallery, pair.labels)
+        losses["query_ce"] = F.cross_entropy(query.logits.float(), pair.labels, label_smoothing=LABEL_SMOOTHING)
+        return losses, (output.logits.detach().argmax(1) == labels).float().mean()
+
+    def join(self, optimizer):
+        """The query network's parameters, into an optimizer that holds the gallery network's."""
+        group = dict(optimizer.param_groups[0], params=list(self.query.parameters()), names=[], tier="query")
+        optimizer.add_param_group(group | {"lr": self.amount, "base_lr": self.amount})
 
 
 class Gated(Candidate):
@@ -109,23 +126,21 @@ class Bounded(Candidate):
             return [cosine_matrix(feats, feats) for feats in recorder.take()]
 
 
-CLASSES = {"anchor": Anchor, "gated": Gated, "bounded": Bounded}
+CLASSES = {"anchor": Anchor, "both": Both, "gated": Gated, "bounded": Bounded}
 
 
-def solve_head(run, ridge, share, epochs=1):
+def solve_head(run, ridge, share):
     """e. The embedding's linear layer towards the query network's features: ridge regression on training pairs.
 
     Args:
         ridge: weight of staying where it is, against the mean square of an input.
         share: of the way to the solution.
-        epochs: of pairs, each with augmentations of its own.
     """
     gallery, query = run.distiller.gallery, run.distiller.query
     norm_in, _relu, linear, norm_out = gallery.fc.add_block
     inputs, targets = [], []
     with exact_inference(gallery, query):
-        loader = run.data.pairs()
-        for batch in chain.from_iterable(map(loader.epoch, range(int(epochs)))):
+        for batch in run.data.pairs().epoch(0):
             low, high = run.data.normalize(batch.low), run.data.normalize(batch.high)
             inputs.append(F.relu(norm_in(gallery(high).pooled_feat)))
             targets.append(query(low).retrieval_feat)
@@ -148,8 +163,6 @@ def try_candidate(name, config_file, opts):
     settings = variant_settings(cfg, kind) if kind in STAGE_2 else {}
     if kind in ("acd_uniform", "bounded"):
         settings |= {"SOLVER.OPTIMIZER_BUILDER": "Uniform", "SOLVER.BASE_LR": float(numbers[0])}
-    if kind == "acd_both" and numbers:
-        settings["ACD.QUERY_LR"] = float(numbers[0])
     settings["OUTPUT_DIR.EXPERIMENT_NAME"] = experiment
     cfg = load_config(config_file, [*opts, *(str(word) for pair in settings.items() for word in pair)])
     folder = RunFolder(run_dir(cfg))
@@ -171,6 +184,8 @@ def try_candidate(name, config_file, opts):
                 distiller.amount = float(numbers[-1]) if numbers else 0.0
                 distiller.begin()
             trainer = build_trainer(cfg, distiller, run.data, folder, device)
+            if isinstance(distiller, Both):
+                distiller.join(trainer.optimizer)
             trainer.run()
         seconds = time.perf_counter() - began
         found = evaluate(cfg, run.data, distiller.query, distiller.gallery, device).summaries()
@@ -188,8 +203,8 @@ def main():
     parser.add_argument(
         "--candidates",
         required=True,
-        help=f"with commas between: {', '.join(STAGE_2)}, acd_uniform:RATE, acd_both:RATE, anchor:WEIGHT, gated, "
-        "bounded:RATE:DISTANCE, closed:RIDGE:SHARE:EPOCHS",
+        help=f"with commas between: {', '.join(STAGE_2)}, acd_uniform:RATE, anchor:WEIGHT, both:RATE, gated, "
+        "bounded:RATE:DISTANCE, closed:RIDGE:SHARE",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
     args = parser.parse_intermixed_args()

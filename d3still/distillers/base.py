@@ -19,7 +19,6 @@ from d3still.modeling import ModelOutput
 
 Side = Literal["query", "gallery"]
 LABEL_SMOOTHING = 0.1  # METHOD, stage 0
-QUERY = "query."  # begins the names of a query network's parameters that learn beside a gallery network's
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,11 @@ class SupervisedLoss:
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> dict[str, Tensor]:
         """Weighted losses of one network's ``output`` on (B,) ``labels``."""
+        cross_entropy = _cross_entropy(output.logits, labels, label_smoothing=self.label_smoothing)
         triplet = triplet_loss(
             global_batch(output.pooled_feat), global_batch(labels), self.triplet_margin, self.triplet_method
         )
-        return {"ce": self.cross_entropy(output, labels), "triplet": self.triplet_weight * triplet}
-
-    def cross_entropy(self, output: ModelOutput, labels: Tensor) -> Tensor:
-        """The weighted cross entropy alone, which needs no balanced identities."""
-        return self.ce_weight * _cross_entropy(output.logits, labels, label_smoothing=self.label_smoothing)
+        return {"ce": self.ce_weight * cross_entropy, "triplet": self.triplet_weight * triplet}
 
 
 @full_precision
@@ -183,16 +179,12 @@ class Distiller(nn.Module):
         learned = None if view is None else self.learner_network(view)  # with batch statistics of its own
         losses = self.supervised(output, labels)
         if pair is not None:
-            fixed = self.frozen_output(pair.high if learner_on_low else pair.low)
+            with torch.no_grad():
+                fixed = self.frozen_network(pair.high if learner_on_low else pair.low)
             query, gallery = (learned, fixed) if learner_on_low else (fixed, learned)
             losses |= self.pair_losses(query, gallery, pair.labels)
         accuracy = (output.logits.detach().argmax(1) == labels).float().mean()
         return losses, accuracy
-
-    @torch.no_grad()
-    def frozen_output(self, images: Tensor) -> ModelOutput:
-        """What the frozen network makes of its view."""
-        return self.frozen_network(images)
 
     def pair_losses(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> dict[str, Tensor]:
         """Weighted losses on the pair batch; a weight of 0 costs nothing."""

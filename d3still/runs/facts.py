@@ -16,21 +16,18 @@ from d3still.errors import UserError
 Tree = Mapping[str, Any]
 
 BASELINE, LONGER, ACD, FINETUNE, ACD_UNIFORM = "baseline", "longer", "acd", "finetune", "acd_uniform"
-#: What a variant of stage 2 is: its title, its OPTIMIZER_BUILDER, and which are on of α, β, the baseline's weight and
-#: the query network's learning rate.
+#: What a variant of stage 2 is: its title, its OPTIMIZER_BUILDER, and which of α, β and the baseline's weight are on.
 STAGE_2 = {
-    ACD: ("+ ACD", "RAHO", (True, True, True, False)),
-    FINETUNE: ("+ fine-tuning only", "RAHO", (False, False, False, False)),
-    ACD_UNIFORM: ("+ ACD, one learning rate", "Uniform", (True, True, True, False)),
-    "raho_only": ("+ RAHO, no logits terms", "RAHO", (False, False, True, False)),
-    "alpha_only": ("+ ACD without β", "RAHO", (True, False, True, False)),
-    "beta_only": ("+ ACD without α", "RAHO", (False, True, True, False)),
-    "logits_only": ("+ ACD without the baseline's loss", "RAHO", (True, True, False, False)),
-    "acd_both": ("+ ACD, both networks learn", "RAHO", (True, True, True, True)),
+    ACD: ("+ ACD", "RAHO", (True, True, True)),
+    FINETUNE: ("+ fine-tuning only", "RAHO", (False, False, False)),
+    ACD_UNIFORM: ("+ ACD, one learning rate", "Uniform", (True, True, True)),
+    "raho_only": ("+ RAHO, no logits terms", "RAHO", (False, False, True)),
+    "alpha_only": ("+ ACD without β", "RAHO", (True, False, True)),
+    "beta_only": ("+ ACD without α", "RAHO", (False, True, True)),
+    "logits_only": ("+ ACD without the baseline's loss", "RAHO", (True, True, False)),
 }
 VARIANTS = (BASELINE, LONGER, *STAGE_2)
 VARIANT_TITLES = {LONGER: "+ stage 1 continued", **{name: title for name, (title, _, _) in STAGE_2.items()}}
-BOTH_RATE = 0.2  # of BASE_LR, for a query network that learns along (docs/results/beyond.md)
 LONGER_EPOCHS = 3  # of stage 1 take about as long as one of stage 2, which trains the heavier network
 LONGER_RATE = 0.4  # of stage 1's rate, falling to 0 by a cosine
 SWEEP = "sweep"  # folder below an experiment that holds one run for each value of a sweep
@@ -113,8 +110,7 @@ def variant_of(config: Tree) -> str:
         return LONGER if started in RUN_WEIGHTS else BASELINE
     section = section_of(config)
     weight = 1.0 if section is None else config[section]["KD_WEIGHT"]  # of its own it has none
-    acd = config["ACD"]
-    terms = tuple(map(bool, (acd["ALPHA"], acd["BETA"], weight, acd.get("QUERY_LR"))))
+    terms = tuple(bool(factor) for factor in (config["ACD"]["ALPHA"], config["ACD"]["BETA"], weight))
     made = config["SOLVER"]["OPTIMIZER_BUILDER"], terms
     stem = PurePosixPath(config["OUTPUT_DIR"]["EXPERIMENT_NAME"]).name
     return next((name for name, (_, *what) in STAGE_2.items() if tuple(what) == made), stem)
@@ -136,13 +132,11 @@ def variant_settings(config: Tree, variant: str, uniform_lr: float | None = None
     """
     if variant == ACD:
         return {}
-    _, builder, (alpha, beta, baseline, both) = STAGE_2[variant]
+    _, builder, (alpha, beta, baseline) = STAGE_2[variant]
     settings: dict[str, Any] = {}
     if builder == "Uniform":
         rate = config["SOLVER"]["BASE_LR"] * config["RAHO"]["GAMMA"] if uniform_lr is None else uniform_lr
         settings |= {"SOLVER.OPTIMIZER_BUILDER": builder, "SOLVER.BASE_LR": rate}
-    if both or config["ACD"].get("QUERY_LR"):
-        settings["ACD.QUERY_LR"] = config["SOLVER"]["BASE_LR"] * BOTH_RATE if both else 0.0
     if not alpha:
         settings["ACD.ALPHA"] = 0.0
     if not beta:

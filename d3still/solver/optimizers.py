@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
-from d3still.distillers.base import QUERY, Distiller, Pair
+from d3still.distillers.base import Distiller, Pair
 from d3still.errors import UserError
 from d3still.registry import ConfiguredRegistry
 
@@ -62,8 +62,7 @@ def parameter_groups(
 
     Args:
         named: (name, parameter) of all that is trained.
-        tier_of: name → (tier, learning-rate factor); every parameter has factor 1 without it. A query network that
-            learns along has ``ACD.QUERY_LR`` in any case.
+        tier_of: name → (tier, learning-rate factor); every parameter has factor 1 without it.
 
     Returns:
         Groups with ``params``, ``lr``, ``base_lr``, ``weight_decay``, ``names`` and ``tier``. Weight decay is
@@ -72,10 +71,7 @@ def parameter_groups(
     solver = cfg.SOLVER
     groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     for name, parameter in named:
-        if name.startswith(QUERY):
-            tier, factor = "query", cfg.ACD.QUERY_LR / solver.BASE_LR
-        else:
-            tier, factor = tier_of(name) if tier_of else ("all", 1.0)
+        tier, factor = tier_of(name) if tier_of else ("all", 1.0)
         is_bias = name.endswith("bias")
         if is_bias:
             factor *= solver.BIAS_LR_FACTOR

@@ -80,22 +80,6 @@ def test_the_frozen_network_is_bit_identical_after_training(kind):
     assert bool(changed(extra, distiller.extra)) == (kind == "UGD"), "projectors learn in stage 1 and only there"
 
 
-def test_under_acd_a_query_network_learns_along_where_it_is_given_a_rate():
-    distiller = build("ACD", "ACD.QUERY_LR", 0.01)
-    distiller.train()
-    before, gallery = (copy.deepcopy(network.state_dict()) for network in (distiller.query, distiller.gallery))
-    _, _, pair = batch()
-    with torch.no_grad():
-        logits = distiller.query(pair.low).logits
-    losses = steps(distiller, 1)
-    expected = F.cross_entropy(logits, pair.labels, label_smoothing=0.1)  # METHOD, stage 0
-    assert set(losses) == {"ce", "triplet", "kd", "logits", "query_ce"}
-    torch.testing.assert_close(losses["query_ce"], expected)
-    moved = changed(before, distiller.query)
-    assert set(moved) == {name for name, _ in distiller.query.named_parameters()}, "all weights, and no statistics"
-    assert "bn1.running_mean" in changed(gallery, distiller.gallery)
-
-
 def test_stage_0_trains_its_one_network():
     distiller = build("NONE")
     distiller.train()

@@ -22,7 +22,6 @@ GATHER = dist.all_gather
 BASELINES = [name for name in DISTILLERS if name not in ("NONE", "ACD")]
 CASES: list[tuple] = [(1, name, ()) for name in BASELINES]
 CASES += [(2, name, ()) for name in ("BCT", "CSD", "ROP", "SSP", "UGD")]
-CASES += [(2, "ROP", ("ACD.QUERY_LR", 0.002))]  # both networks learn
 # learnable parts that get no gradient: UGD's projectors
 CASES += [(1, "UGD", ("UGD.BETA", 0.0)), (1, "UGD", ("UGD.KD_WEIGHT", 0.0))]
 

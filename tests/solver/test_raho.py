@@ -60,18 +60,6 @@ def test_the_optimizer_holds_no_parameter_of_the_query_network():
     assert held == {id(p) for p in distiller.gallery.parameters()}
 
 
-@pytest.mark.parametrize("builder", ["RAHO", "Uniform"])
-def test_a_query_network_that_learns_along_has_its_own_rate(builder):
-    cfg = config("ACD.QUERY_LR", 0.002, "SOLVER.OPTIMIZER_BUILDER", builder)
-    distiller = acd(cfg)
-    optimizer = build_optimizer(cfg, distiller, None, REPORT).optimizer
-    query = [group for group in optimizer.param_groups if group["tier"] == "query"]
-    assert {id(p) for group in query for p in group["params"]} == {id(p) for p in distiller.query.parameters()}
-    assert [group["lr"] for group in query] == pytest.approx([0.002])
-    others = {name: rate for name, rate in rates(optimizer).items() if not name.startswith("query.")}
-    assert others == rates(build_optimizer(cfg, acd(config()), None, REPORT).optimizer), "the gallery's stay"
-
-
 def test_weight_decay_is_not_scaled_and_other_factors_multiply_on_top():
     cfg = config("SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.FC_LR_TIMES", 3.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.0)
     optimizer = build_optimizer(cfg, acd(cfg), None, REPORT).optimizer

@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 from d3still.config.rules import NOT_NEGATIVE, TEMPERATURE, Rule
 from d3still.distillers.acd.logits import collaborative_logits, collaborative_logits_loss
-from d3still.distillers.base import QUERY, Distiller, Pair, Side
+from d3still.distillers.base import Distiller, Pair, Side
 from d3still.distillers.registry import DISTILLERS
 from d3still.errors import UserError
 from d3still.modeling import ModelOutput
@@ -22,24 +22,17 @@ from d3still.modeling import ModelOutput
         "ALPHA": (3.0, NOT_NEGATIVE),  # weight of the query-logits term
         "BETA": (2.0, NOT_NEGATIVE),  # weight of the collaborative-logits term
         "TEMPERATURE": (2.0, TEMPERATURE),
-        "QUERY_LR": (0.0, NOT_NEGATIVE),  # of the query network, to learn along; 0 freezes it, as published
     },
 )
 class ACD(Distiller):
     """Asymmetric Collaborative Distillation over a baseline: the gallery network learns, the query network is frozen.
 
-    Not of the method: with a ``query_lr`` above 0 the query network learns along, by the pair losses and its own cross
-    entropy, its batch norm in eval mode (docs/results/beyond.md, d).
-
     Args:
         baseline: the distiller of stage 1, built with ``learner="gallery"``; its loss and weight are kept.
         alpha, beta, temperature: see `collaborative_logits_loss`.
-        query_lr: learning rate of the query network.
     """
 
-    def __init__(
-        self, *, baseline: Distiller, alpha: float, beta: float, temperature: float, query_lr: float = 0.0
-    ) -> None:
+    def __init__(self, *, baseline: Distiller, alpha: float, beta: float, temperature: float) -> None:
         super().__init__(
             query=baseline.query,
             gallery=baseline.gallery,
@@ -49,7 +42,7 @@ class ACD(Distiller):
         )
         self.extra, self.prepared = baseline.extra, baseline.prepared
         self._baseline = [baseline]  # in a list: its networks are this module's already
-        self.alpha, self.beta, self.temperature, self.query_lr = alpha, beta, temperature, query_lr
+        self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
     @classmethod
     def build(cls, cfg: CfgNode, query: nn.Module | None, gallery: nn.Module, learner: Side = "gallery") -> Distiller:
@@ -64,23 +57,11 @@ class ACD(Distiller):
 
     @classmethod
     def settings(cls, cfg: CfgNode) -> dict[str, float]:
-        a = cfg.ACD
-        return {"alpha": a.ALPHA, "beta": a.BETA, "temperature": a.TEMPERATURE, "query_lr": a.QUERY_LR}
+        return {"alpha": cfg.ACD.ALPHA, "beta": cfg.ACD.BETA, "temperature": cfg.ACD.TEMPERATURE}
 
     @property
     def baseline(self) -> Distiller:
         return self._baseline[0]
-
-    def freeze(self) -> None:
-        super().freeze()
-        self.query.requires_grad_(self.query_lr > 0)
-
-    def learnable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        named = super().learnable_parameters()
-        return named + [(f"{QUERY}{name}", p) for name, p in self.query.named_parameters() if p.requires_grad]
-
-    def frozen_output(self, images: Tensor) -> ModelOutput:
-        return self.query(images) if self.query_lr else super().frozen_output(images)
 
     def prepare(self, pairs: Callable[[], Iterable[Pair]]) -> None:
         self.baseline.prepare(pairs)
@@ -90,8 +71,6 @@ class ACD(Distiller):
 
     def pair_losses(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> dict[str, Tensor]:
         losses = super().pair_losses(query, gallery, labels)
-        if self.query_lr:
-            losses["query_ce"] = self.supervised.cross_entropy(query, labels)
         if self.alpha or self.beta:
             classifier = self.gallery.fc.classifier.weight
             together = collaborative_logits(classifier, query.retrieval_feat, gallery.retrieval_feat)
