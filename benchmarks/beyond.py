@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -52,11 +53,13 @@ class Candidate(ACD):
 
     def begin(self):
         """After the start weights are loaded."""
-        self.before = [deepcopy(self.gallery).eval().requires_grad_(False)]  # in a list: no part of a checkpoint
 
 
 class Anchor(Candidate):
     """b. The baseline's own loss between the new gallery network and the one of stage 0, weight ``amount``."""
+
+    def begin(self):
+        self.before = [deepcopy(self.gallery).eval().requires_grad_(False)]  # in a list: no part of a checkpoint
 
     def forward(self, images, labels, pair):
         with torch.no_grad():
@@ -129,18 +132,20 @@ class Bounded(Candidate):
 CLASSES = {"anchor": Anchor, "both": Both, "gated": Gated, "bounded": Bounded}
 
 
-def solve_head(run, ridge, share):
+def solve_head(run, ridge, share, epochs=1):
     """e. The embedding's linear layer towards the query network's features: ridge regression on training pairs.
 
     Args:
         ridge: weight of staying where it is, against the mean square of an input.
         share: of the way to the solution.
+        epochs: of pairs, each with augmentations of its own.
     """
     gallery, query = run.distiller.gallery, run.distiller.query
     norm_in, _relu, linear, norm_out = gallery.fc.add_block
     inputs, targets = [], []
     with exact_inference(gallery, query):
-        for batch in run.data.pairs().epoch(0):
+        loader = run.data.pairs()
+        for batch in chain.from_iterable(map(loader.epoch, range(int(epochs)))):
             low, high = run.data.normalize(batch.low), run.data.normalize(batch.high)
             inputs.append(F.relu(norm_in(gallery(high).pooled_feat)))
             targets.append(query(low).retrieval_feat)
@@ -204,7 +209,7 @@ def main():
         "--candidates",
         required=True,
         help=f"with commas between: {', '.join(STAGE_2)}, acd_uniform:RATE, anchor:WEIGHT, both:RATE, gated, "
-        "bounded:RATE:DISTANCE, closed:RIDGE:SHARE",
+        "bounded:RATE:DISTANCE, closed:RIDGE:SHARE[:EPOCHS]",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings over the file's")
     args = parser.parse_intermixed_args()
