@@ -6,29 +6,22 @@ difference: runs that were not made alike.
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from importlib.resources import files
-from typing import Any
 
 import numpy as np
 
-from d3still.reporting.families import Family, group
-from d3still.reporting.pairing import paired_differences
-from d3still.reporting.rows import AGAINST, COLUMNS, Column, Difference, Result, Row
+from d3still.reporting.families import rows_of
+from d3still.reporting.pairing import pairs_of_seeds
+from d3still.reporting.rows import AGAINST, COLUMNS, Column, Difference, Row, shared_seeds
 from d3still.reporting.statistics import MIN_IDENTITIES, Verdict, correct, paired_bootstrap
-from d3still.runs.facts import ACD, BASELINE, VARIANTS, differences
+from d3still.runs.facts import ACD, BASELINE, differences
 from d3still.runs.finished import Run
 from d3still.runs.folder import FREE_TO_CHANGE
 
 SEED = "SOLVER.SEED"
 HOW_IT_RAN = [key for key in FREE_TO_CHANGE if not key.startswith("DISTILLER.")]  # settings that change no number
 TESTING = ("TEST.TEST_METRIC", "TEST.EXCLUDE_SAME_CAMERA", "TEST.FLIP_FEATS")  # settings that change every score
-PUBLISHED = "published_veri776.json"  # METHOD: "Published results on VeRi-776"
-IBN = ("_ibn_a_", "_IBN_")  # the network's name in configs, and in the published table
 
 
 @dataclass(eq=False)
@@ -43,14 +36,13 @@ class Comparison:
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
 
-    @cached_property
-    def pairs(self) -> list[str]:
-        """The dataset-and-networks pairs, one table each."""
-        return list(dict.fromkeys(row.pair for row in self.rows))
-
-    def of_pair(self, pair: str) -> list[Row]:
-        """The rows of one table."""
-        return [row for row in self.rows if row.pair == pair]
+    @property
+    def by_pair(self) -> dict[str, list[Row]]:
+        """The rows of each dataset-and-networks pair, one table each."""
+        tables: dict[str, list[Row]] = {}
+        for row in self.rows:
+            tables.setdefault(row.pair, []).append(row)
+        return tables
 
     def find(self, pair: str, baseline: str, variant: str) -> Row | None:
         """One row."""
@@ -58,9 +50,9 @@ class Comparison:
         return next((row for row in self.rows if (row.pair, row.baseline, row.variant) == names), None)
 
     def compared(self) -> list[tuple[Row, Row]]:
-        """(baseline, + ACD) of every baseline that has both."""
+        """(baseline, + ACD) of every baseline that has both at a common seed."""
         found = ((self.find(row.pair, row.baseline, BASELINE), row) for row in self.rows if row.variant == ACD)
-        return [(before, after) for before, after in found if before is not None]
+        return [(before, after) for before, after in found if before is not None and shared_seeds(before, after)]
 
 
 def compare(runs: Iterable[Run], notes: Sequence[str] = ()) -> Comparison:
@@ -71,24 +63,11 @@ def compare(runs: Iterable[Run], notes: Sequence[str] = ()) -> Comparison:
         notes: to be kept with the result.
     """
     runs = list(runs)
-    comparison = Comparison([], [*notes, *(f"left out: {problem}" for run in runs for problem in run.problems)])
-    for family in group(runs):
-        comparison.rows += _rows(family)
+    left_out = [f"left out: {problem}" for run in runs for problem in run.problems]
+    comparison = Comparison(rows_of(runs), [*notes, *left_out])
     _add_differences(comparison)
-    comparison.notes += fairness_notes(comparison.rows)
+    comparison.notes += [*_untested(comparison.rows), *_unfair(comparison)]
     return comparison
-
-
-def _rows(family: Family) -> list[Row]:
-    published = published_scores(family.pair, family.baseline_name) or {}
-    rows = []
-    for variant, runs in family.variants.items():
-        results = {seed: Result(run, family.galleries.get(seed, run)) for seed, run in runs.items()}
-        if variant != BASELINE:
-            results = {seed: Result(run, run) for seed, run in runs.items()}
-        rows.append(Row(family.pair, family.label, variant, results, published=published.get(variant)))
-    places = {variant: place for place, variant in enumerate(VARIANTS)}
-    return sorted(rows, key=lambda row: (places.get(row.variant.partition(" (")[0], len(places)), row.variant))
 
 
 def _add_differences(comparison: Comparison) -> None:
@@ -97,61 +76,46 @@ def _add_differences(comparison: Comparison) -> None:
         found: list[tuple[Row, Row]] = []
         for row in comparison.rows:
             reference = comparison.find(row.pair, row.baseline, against)
-            if reference is not None and row.variant not in (BASELINE, against) and _common(row, reference):
+            if reference is not None and row.variant not in (BASELINE, against) and shared_seeds(row, reference):
                 found.append((row, reference))
         for column in COLUMNS:
             verdicts = correct([_test(row, reference, column) for row, reference in found])
             for (row, reference), verdict in zip(found, verdicts, strict=True):
                 row.differences.setdefault(against, {})[column] = _difference(row, reference, column, verdict)
-    comparison.notes += _untested(comparison)
 
 
 def _difference(row: Row, reference: Row, column: Column, verdict: Verdict | None) -> Difference:
-    seeds = _common(row, reference)
+    seeds = shared_seeds(row, reference)
     gains = [row.results[seed].score(column) - reference.results[seed].score(column) for seed in seeds]
     return Difference(float(np.mean(gains)), len(seeds), verdict)
 
 
-def _untested(comparison: Comparison) -> list[str]:
-    """Rows that could not be tested, where others could; that none could is a footnote of its own."""
-    column = COLUMNS[0]
-    made = [(row, against, found[column]) for row in comparison.rows for against, found in row.differences.items()]
-    if not any(difference.verdict for _, _, difference in made):
-        return []
-    return [
-        f"{_name(row)}: not tested against {against} (no per-query results of both, "
-        f"or fewer than {MIN_IDENTITIES} test identities)"
-        for row, against, difference in made
-        if difference.verdict is None
-    ]
-
-
-def _common(row: Row, reference: Row) -> list[int]:
-    return sorted(set(row.results) & set(reference.results))
-
-
 def _test(row: Row, reference: Row, column: Column) -> Verdict | None:
-    protocol, _ = column
-    parts = [
-        paired_differences(row.results[seed].source(protocol), reference.results[seed].source(protocol), *column)
-        for seed in _common(row, reference)
-    ]
-    parts = [part for part in parts if part is not None]
+    parts = pairs_of_seeds(row, reference, column)
     if not parts:
         return None
     return paired_bootstrap(np.concatenate([p.values for p in parts]), np.concatenate([p.identities for p in parts]))
 
 
-def fairness_notes(rows: Sequence[Row]) -> list[str]:
+def _untested(rows: Sequence[Row]) -> Iterator[str]:
+    """Rows that could not be tested, where others could; that none could is a footnote of its own."""
+    made = [(row, against, found[COLUMNS[0]]) for row in rows for against, found in row.differences.items()]
+    if any(difference.verdict for _, _, difference in made):
+        for row, against, difference in made:
+            if difference.verdict is None:
+                yield (
+                    f"{_name(row)}: not tested against {against} (no per-query results of both, "
+                    f"or fewer than {MIN_IDENTITIES} test identities)"
+                )
+
+
+def _unfair(comparison: Comparison) -> Iterator[str]:
     """A line for each thing in which compared runs differ but should not."""
-    baselines = {(row.pair, row.baseline): row for row in rows if row.variant == BASELINE}
-    notes: list[str] = []
-    for row in rows:
-        notes += _between_seeds(row)
-        reference = baselines.get((row.pair, row.baseline))
+    for row in comparison.rows:
+        yield from _between_seeds(row)
+        reference = comparison.find(row.pair, row.baseline, BASELINE)
         if reference is not None and reference is not row:
-            notes += _against(row, reference)
-    return notes
+            yield from _against(row, reference)
 
 
 def _between_seeds(row: Row) -> Iterator[str]:
@@ -179,21 +143,3 @@ def _against(row: Row, reference: Row) -> Iterator[str]:
 
 def _name(row: Row) -> str:
     return f"{row.pair}, {row.baseline}, {row.variant}"
-
-
-def published_scores(pair: str, baseline: str) -> dict[str, dict[str, float]] | None:
-    """Published AIR {"baseline": {mAP, R1}, "acd": {mAP, R1}} in percent, or None where none was published.
-
-    Args:
-        pair: as `pair_of` names it, ``VeRi776/ResNet101_256x256__ResNet18_128x128``.
-        baseline: its registered name.
-    """
-    dataset, _, networks = pair.partition("/")
-    found = _table().get(dataset, {}).get(networks.replace(*IBN), {}).get(baseline)
-    return None if found is None else {"baseline": found["baseline"], "acd": found["ACD"]}
-
-
-@functools.cache
-def _table() -> dict[str, Any]:
-    text = (files("d3still.reporting") / PUBLISHED).read_text(encoding="utf-8")
-    return {dataset: pairs for dataset, pairs in json.loads(text).items() if isinstance(pairs, dict)}

@@ -13,8 +13,8 @@ from d3still.errors import UserError
 from d3still.evaluation.lists import RankedList, most_changed
 from d3still.reporting.album import Album, Card
 from d3still.reporting.figures import TALL, Bar, Chart, Dot, Series, bar_chart, line_chart, scatter
-from d3still.reporting.pairing import Pairs, mean_pairs, paired_differences
-from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row
+from d3still.reporting.pairing import Pairs, mean_pairs, pairs_of_seeds
+from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row, shared_seeds
 from d3still.reporting.tables import difference_cell, pair_title, title_of
 from d3still.runs.facts import BASELINE, differences, max_pixels_of
 from d3still.runs.finished import Run
@@ -64,8 +64,9 @@ class Detail:
 
 def detail(before: Row, after: Row, album: Album, lists_of: ListSource | None, shown_queries: int) -> Detail:
     """The part of a baseline and its + ACD, which share a seed; for the arguments see `report_html`."""
-    seed = min(set(before.results) & set(after.results))
-    pairs = common_pairs(before, after)
+    seed = shared_seeds(before, after)[0]
+    parts = pairs_of_seeds(after, before, COLUMNS[0])
+    pairs = mean_pairs(parts) if parts else None
     remarks, queries = [], []
     if lists_of is not None and pairs is not None and shown_queries:
         remarks, queries = _queries(before, after, seed, pairs, album, lists_of, shown_queries)
@@ -82,17 +83,6 @@ def detail(before: Row, after: Row, album: Album, lists_of: ListSource | None, s
         losses=list(loss_charts(before, after)),
         settings=[(key, *map(_setting, values)) for key, *values in differences(*configs)],
     )
-
-
-def common_pairs(before: Row, after: Row, protocol: str = "AIR") -> Pairs | None:
-    """Each query's AP before and after, in percent, mean over the seeds that both rows have."""
-    parts = [
-        paired_differences(after.results[seed].source(protocol), before.results[seed].source(protocol), protocol, "mAP")
-        for seed in after.seeds
-        if seed in before.results
-    ]
-    parts = [part for part in parts if part is not None]
-    return mean_pairs(parts) if parts else None
 
 
 def cmc_chart(before: Row, after: Row) -> Iterator[Chart]:
@@ -187,7 +177,7 @@ def _queries(
         return [f"No ranked lists: {error}"], []
     config = after.results[seed].run.config
     view = tuple(config["INPUT"]["STUDENT_SIZE_TEST"]), max_pixels_of(config)
-    seeds = len(set(before.results) & set(after.results))
+    seeds = len(shared_seeds(before, after))
     remarks = [f"Chosen by their AP, the mean over {seeds} seeds; the lists are of seed {seed}."] if seeds > 1 else []
     cards = {}
     for i, path in zip(chosen, paths, strict=True):

@@ -26,21 +26,20 @@ def report_html(comparison: Comparison, lists_of: ListSource | None = None, show
         shown_queries: how many of the most improved and of the most harmed queries to show for each baseline.
     """
     album = Album()
-    compared = [(before, after) for before, after in comparison.compared() if set(before.results) & set(after.results)]
     return render(
         "d3still.reporting",
         "report.html",
-        title=_title(comparison.pairs),
+        title=_title(list(comparison.by_pair)),
         verdict=verdict(comparison),
         tables=tables_of(comparison),
         notes=footnotes(comparison),
-        details=[detail(before, after, album, lists_of, shown_queries) for before, after in compared],
+        details=[detail(before, after, album, lists_of, shown_queries) for before, after in comparison.compared()],
     )
 
 
 def verdict(comparison: Comparison) -> list[str]:
     """Does + ACD help, by how much, is it real, and what did it do to symmetric retrieval: a sentence each."""
-    rows = [after for _, after in comparison.compared() if BASELINE in after.differences]
+    rows = [after for _, after in comparison.compared()]
     if not rows:
         return ["No baseline has a finished + ACD run of the same seed yet, so there is nothing to compare."]
     return [

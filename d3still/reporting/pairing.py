@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from d3still.reporting.rows import Column, Row, shared_seeds
 from d3still.reporting.statistics import signed
 from d3still.runs.finished import Run
 from d3still.runs.inputs import relative_names
@@ -65,6 +66,15 @@ def paired_differences(after: Run, before: Run, protocol: str, measure: str) -> 
         return None
     names = first.get("query_names", first["query_ids"].astype(str))  # older runs kept the numbers alone
     return Pairs(first["query_paths"][one], first["query_ids"][one], names[one], scores[0][one], scores[1][other])
+
+
+def pairs_of_seeds(after: Row, before: Row, column: Column) -> list[Pairs]:
+    """`paired_differences` of two rows' runs at each seed that both have, where there are any."""
+    protocol, measure = column
+    seeds = shared_seeds(after, before)
+    runs = ([row.results[seed].source(protocol) for row in (after, before)] for seed in seeds)
+    found = (paired_differences(*sides, protocol, measure) for sides in runs)
+    return [pairs for pairs in found if pairs is not None]
 
 
 def mean_pairs(parts: list[Pairs]) -> Pairs:

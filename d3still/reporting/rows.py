@@ -84,3 +84,8 @@ class Row:
     def summary(self, column: Column) -> tuple[float, float | None]:
         """Mean and sample standard deviation over seeds, in percent."""
         return mean_and_deviation(self.scores(column))
+
+
+def shared_seeds(row: Row, other: Row) -> list[int]:
+    """Seeds that both have, in order."""
+    return sorted(set(row.results) & set(other.results))

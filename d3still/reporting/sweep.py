@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from d3still.errors import UserError
 from d3still.files import write_atomically
 from d3still.plans.sweep import SweepPlan, plain
-from d3still.reporting.comparison import compare
+from d3still.reporting.families import rows_of
 from d3still.reporting.outputs import csv_text, json_text, run_entry
 from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row
 from d3still.reporting.tables import pair_title
@@ -61,8 +61,8 @@ def read_sweep(plan: SweepPlan, usable: set[Path]) -> Sweep:
             rows[value] = Row(pair_of(config), baseline_of(config), f"{plan.key}={plain(value)}", results)
     if not rows:
         raise UserError(f"no run of the sweep over {plan.key} is finished, so there is nothing to draw")
-    earlier = compare(read_run(folder) for folder in sorted(needed) if folder in usable)
-    baseline = next((row for row in earlier.rows if row.variant == BASELINE), None)
+    earlier = rows_of(read_run(folder) for folder in sorted(needed) if folder in usable)
+    baseline = next((row for row in earlier if row.variant == BASELINE), None)
     return Sweep(plan.key, rows, baseline)
 
 

@@ -51,7 +51,7 @@ class Table:
 
 def tables_of(comparison: Comparison) -> list[Table]:
     """One table a pair: a line a baseline, and one a variant on top of it."""
-    return [_table(pair, comparison.of_pair(pair)) for pair in comparison.pairs]
+    return [_table(pair, rows) for pair, rows in comparison.by_pair.items()]
 
 
 def footnotes(comparison: Comparison) -> list[str]:

@@ -16,10 +16,11 @@ from d3still.config import load_config
 from d3still.distillers import DISTILLERS
 from d3still.errors import UserError
 from d3still.reporting.choose import gains_over
-from d3still.reporting.comparison import compare, published_scores
+from d3still.reporting.comparison import compare
 from d3still.reporting.html import report_html
 from d3still.reporting.outputs import csv_text, json_text, to_csv, to_json
 from d3still.reporting.pairing import mean_pairs, paired_differences, relative_names
+from d3still.reporting.published import published_scores
 from d3still.reporting.tables import Cell, Table, footnotes, tables_of, to_console, to_latex, to_markdown
 from d3still.runs.facts import variant_settings
 from d3still.runs.finished import find_runs, read_run
@@ -282,7 +283,7 @@ def test_runs_of_a_sweep_are_no_rows(own_log, queries):
 def test_the_validation_split_is_a_table_of_its_own(own_log, queries):
     named = {"OUTPUT_DIR__EXPERIMENT_NAME": "emoji/val/rop", "DATASETS__SPLIT": "val"}
     make_run(config("rop", own_log, 2024, **named), queries, 0.6, 0.7)
-    assert compared(own_log).pairs == [PAIR, PAIR.replace("emoji", "emoji[val]")]
+    assert list(compared(own_log).by_pair) == [PAIR, PAIR.replace("emoji", "emoji[val]")]
 
 
 def test_differing_precision_is_said(own_log):
@@ -532,7 +533,7 @@ def test_every_published_pair_and_baseline_is_found():
         for baseline in baselines
     ]
     assert len(found) == 24 and all(scores["acd"]["mAP"] > scores["baseline"]["mAP"] for scores in found)
-    assert published_scores("emoji/ResNet18_64x64__ResNet18_32x32", "ROP") is None
+    assert published_scores("emoji/ResNet18_64x64__ResNet18_32x32", "ROP") == {}
 
 
 def test_tables_are_well_formed(log):
