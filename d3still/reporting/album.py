@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from d3still.data import ImageError, Sample
+from d3still.data import Sample
 from d3still.evaluation.lists import Entry, RankedList
 from d3still.pages import picture_uri
 from d3still.reporting.pairing import Pairs
-from d3still.reporting.pictures import Size, image_of, network_view, thumbnail
+from d3still.reporting.pictures import Size, network_view, thumbnail
 from d3still.text import file_name
-
-logger = logging.getLogger(__name__)
 
 THUMBNAIL = 72  # pixels, as large as the page shows them
 BUDGET = 10_000_000  # bytes of all pictures in a page, so that with everything else it stays below 15 MB
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An image of a ranked list; ``picture`` is its address in the page, None where it cannot be read."""
-
-    picture: Markup | None
-    alt: str
-    hit: bool
-    rank: int | None
-    score: str
-
-
-@dataclass(frozen=True)
-class Side:
-    """A query's list by one of the two runs."""
-
-    title: str
-    images: Sequence[Shown]
-
-
-@dataclass(frozen=True)
 class Card:
-    """A query as the query network sees it, what changed, and both lists."""
+    """A query as the query network sees it, what changed, and its list by each run: a heading with the images.
+
+    A picture is its address in the page; None where it cannot be read.
+    """
 
     name: str
     picture: Markup | None
     change: str
-    sides: Sequence[Side]
+    sides: Sequence[tuple[str, Sequence[tuple[Markup | None, str, Entry]]]]
 
 
 class Album:
@@ -76,30 +57,23 @@ class Album:
             max_pixels: the largest image that is decoded.
         """
         sides = [
-            Side(f"{name}: AP {100 * ranked.ap:.1f} %", [self._shown(entry, max_pixels) for entry in ranked.entries])
+            (f"{name}: AP {100 * ranked.ap:.1f} %", [self._shown(entry, max_pixels) for entry in ranked.entries])
             for name, ranked in lists.items()
         ]
         query = next(iter(lists.values())).query
         change = f"identity {pairs.names[i]}, {size[0]}×{size[1]} pixels; AP {pairs.change(i)}"
         return Card(file_name(pairs.paths[i]), self._picture(query, max_pixels, size), change, sides)
 
-    def _shown(self, entry: Entry, max_pixels: int) -> Shown:
+    def _shown(self, entry: Entry, max_pixels: int) -> tuple[Markup | None, str, Entry]:
         sample = entry.sample
         alt = f"rank {entry.rank}, {'hit' if entry.hit else 'miss'}, identity {sample.name}, {file_name(sample.path)}"
-        return Shown(self._picture(sample, max_pixels), alt, entry.hit, entry.rank, f"{entry.score:.3f}")
+        return self._picture(sample, max_pixels), alt, entry
 
     def _picture(self, sample: Sample, max_pixels: int, size: Size | None = None) -> Markup | None:
         """At the pixels of the query network, losslessly, or the whole image, small."""
         key = (sample, size)
         if key not in self._made:
-            try:
-                if size is None:
-                    pixels = thumbnail(sample, THUMBNAIL, max_pixels)
-                else:
-                    pixels = network_view(sample, size, max_pixels)
-                self._made[key] = picture_uri(image_of(pixels), lossless=size is not None)
-            except ImageError as error:
-                logger.warning("%s", error)
-                self._made[key] = None
+            picture = network_view(sample, size, max_pixels) if size else thumbnail(sample, THUMBNAIL, max_pixels)
+            self._made[key] = None if picture is None else picture_uri(picture, lossless=size is not None)
         self.left -= len(self._made[key] or "")  # a repeated picture is repeated in the page
         return self._made[key]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch.nn.functional import interpolate
+from torch import Tensor
 
 from d3still.data import ImageError, Sample, read_image
 from d3still.data.image import MAX_PIXELS
@@ -119,23 +118,23 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     write_atomically(path, save)
 
 
-def network_view(sample: Sample, size: Size, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """The uint8 pixels (3, h, w) that a network gets of an image at test.
-
-    Raises:
-        ImageError: the file cannot be read.
-    """
-    return resize(read_image(sample.path, sample.box, max_pixels), size)
+def network_view(sample: Sample, size: Size, max_pixels: int = MAX_PIXELS) -> Image.Image | None:
+    """The very pixels that a network gets of an image at test; None where the file cannot be read, which is logged."""
+    return _picture(sample, max_pixels, lambda pixels: resize(pixels, size))
 
 
-def thumbnail(sample: Sample, side: int, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
-    """The whole image, its proportions kept, within a square of ``side`` pixels: uint8 (3, h, w).
+def thumbnail(sample: Sample, side: int, max_pixels: int = MAX_PIXELS) -> Image.Image | None:
+    """The whole image, its proportions kept, within ``side`` × ``side`` pixels; None as of `network_view`."""
+    return _picture(sample, max_pixels, lambda pixels: resize_within(pixels, side))
 
-    Raises:
-        ImageError: the file cannot be read.
-    """
-    pixels = read_image(sample.path, sample.box, max_pixels)
-    return resize_within(pixels, side)
+
+def _picture(sample: Sample, max_pixels: int, fit: Callable[[Tensor], Tensor]) -> Image.Image | None:
+    try:
+        pixels = fit(read_image(sample.path, sample.box, max_pixels))
+    except ImageError as error:
+        logger.warning("%s", error)
+        return None
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def _draw_list(
@@ -164,7 +163,7 @@ def _draw_entry(
     left, top = corner
     side = cell + 2 * BORDER
     draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=BORDER)
-    picture = _whole(entry.sample, layout)
+    picture = thumbnail(entry.sample, cell, layout.max_pixels)
     if excluded and picture is not None:
         picture = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, PAPER), GREYED)
     _paste(sheet, picture, (left + BORDER, top + BORDER), cell)
@@ -177,30 +176,12 @@ def _draw_entry(
 
 
 def _enlarged(sample: Sample, size: Size, layout: _Layout) -> Image.Image | None:
-    """The network's view, enlarged without smoothing, or shrunk where it is larger than the cell."""
-    try:
-        pixels = network_view(sample, size, layout.max_pixels)
-    except ImageError as error:
-        logger.warning("%s", error)
-        return None
-    longest = max(size)
-    if longest > layout.cell:
-        return image_of(thumbnail(sample, layout.cell, layout.max_pixels))
-    enlarged = interpolate(pixels[None].float(), scale_factor=float(layout.cell // longest), mode="nearest")
-    return image_of(enlarged[0].byte())
-
-
-def _whole(sample: Sample, layout: _Layout) -> Image.Image | None:
-    try:
-        return image_of(thumbnail(sample, layout.cell, layout.max_pixels))
-    except ImageError as error:
-        logger.warning("%s", error)
-        return None
-
-
-def image_of(pixels: torch.Tensor) -> Image.Image:
-    """Uint8 pixels (3, h, w) as Pillow has them."""
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    """The network's view, enlarged without smoothing; the whole image where the view is larger than the cell."""
+    times = layout.cell // max(size)
+    if times == 0:
+        return thumbnail(sample, layout.cell, layout.max_pixels)
+    view = network_view(sample, size, layout.max_pixels)
+    return None if view is None else view.resize((times * view.width, times * view.height), Image.Resampling.NEAREST)
 
 
 def _paste(sheet: Image.Image, picture: Image.Image | None, corner: tuple[int, int], cell: int) -> None:
