@@ -24,39 +24,35 @@ TOPK = 10  # images of each list
 WHOLE = (-1, -1, -1, -1)  # the box of an image of which all is used
 
 
-class ListStore:
-    """Gives the AIR lists of queries of a run; makes and keeps those of all its queries when first asked.
+def ranked_lists(embed: Callable[[Run], Embedded], run: Run, paths: Sequence[str]) -> Mapping[str, RankedList]:
+    """The AIR list of each query of a run; those of all its queries are made and kept when first asked for.
 
     Args:
         embed: embeds a run's query and gallery images; a `UserError` where it cannot.
+        run: whose.
+        paths: the queries, as ``per_query.npz`` has them.
+
+    Raises:
+        UserError: when they are neither kept nor can be made.
     """
+    ranking = _read(run) or _make(embed, run)
+    known = run.per_query["query_paths"].tolist()
+    name_of = dict(zip(known, relative_names(known), strict=True))
+    place = {name: i for i, name in enumerate(relative_names([sample.path for sample in ranking.query]))}
+    lost = [path for path in paths if name_of.get(path) not in place]
+    if lost:
+        raise UserError(f"{run.folder}: the dataset has no query {lost[0]} any more; see DATASETS.ROOT_DIR")
+    return {path: ranking.of(place[name_of[path]]) for path in paths}
 
-    def __init__(self, embed: Callable[[Run], Embedded]) -> None:
-        self._embed = embed
 
-    def __call__(self, run: Run, paths: Sequence[str]) -> Mapping[str, RankedList]:
-        """The list of each query, by the path that ``per_query.npz`` has for it.
-
-        Raises:
-            UserError: when they are neither kept nor can be made.
-        """
-        ranking = _read(run) or self._make(run)
-        known = relative_names(run.per_query["query_paths"])
-        name_of = dict(zip(map(str, run.per_query["query_paths"]), known, strict=True))
-        place = {name: i for i, name in enumerate(relative_names([sample.path for sample in ranking.query]))}
-        lost = [path for path in paths if name_of.get(path) not in place]
-        if lost:
-            raise UserError(f"{run.folder}: the dataset has no query {lost[0]} any more; see DATASETS.ROOT_DIR")
-        return {path: ranking.of(place[name_of[path]]) for path in paths}
-
-    def _make(self, run: Run) -> Ranking:
-        test = run.config["TEST"]
-        ranking = rank(self._embed(run), test["TEST_METRIC"], test["EXCLUDE_SAME_CAMERA"], TOPK)
-        try:
-            _write(run, ranking)
-        except UserError as error:  # a full disk, somebody else's folder: the report can do without
-            logger.warning("%s; the lists will be made again next time", error)
-        return ranking
+def _make(embed: Callable[[Run], Embedded], run: Run) -> Ranking:
+    test = run.config["TEST"]
+    ranking = rank(embed(run), test["TEST_METRIC"], test["EXCLUDE_SAME_CAMERA"], TOPK)
+    try:
+        _write(run, ranking)
+    except UserError as error:  # a full disk, somebody else's folder: the report can do without
+        logger.warning("%s; the lists will be made again next time", error)
+    return ranking
 
 
 def _write(run: Run, ranking: Ranking) -> None:
