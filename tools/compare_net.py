@@ -95,9 +95,9 @@ def main() -> int:
             planner = Planner(args.configs, settings)
             planner.add_all([int(seed) for seed in args.seeds], args.variants, args.uniform_lr)
             if args.dry_run:
-                print(plan_text(planner.runs, training.is_finished), end="")
+                print(plan_text(planner.runs, training), end="")
                 return 0
-            outcomes = carry_out(planner.runs, training.train, training.is_finished, training.check)
+            outcomes = carry_out(planner.runs, training)
             planned = {outcome.planned.folder: outcome.planned.cfg for outcome in outcomes if outcome.usable}
             runs, notes = read_runs(planned)
             notes += [f"{o.planned.name} {o.state}: {o.reason}" for o in outcomes if not o.usable]

@@ -52,9 +52,9 @@ def main() -> int:
     with logging_to(None):
         plan = plan_sweep(args.config_file, args.key, args.values, [int(seed) for seed in args.seeds], settings)
         if args.dry_run:
-            print(plan_text(plan.all_runs, training.is_finished), end="")
+            print(plan_text(plan.all_runs, training), end="")
             return 0
-        outcomes = carry_out(plan.all_runs, training.train, training.is_finished, training.check)
+        outcomes = carry_out(plan.all_runs, training)
         sweep = sweeps.read_sweep(plan, {outcome.planned.folder for outcome in outcomes if outcome.usable})
     out = args.out or plan.folder
     stem = f"sweep_{args.key}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from d3still.errors import UserError
 from d3still.plans.plan import PlannedRun
+from d3still.plans.training import Training
 from d3still.runs.finished import METRICS
 from d3still.text import visible
 
@@ -32,45 +33,30 @@ class Outcome:
         return self.state in (FINISHED, TRAINED)
 
 
-def state_of(planned: PlannedRun, is_finished: Callable[[PlannedRun], bool]) -> Outcome:
-    """How far a run is, without changing anything.
-
-    Args:
-        planned: the run.
-        is_finished: whether its folder holds this very run's results; a `UserError` where it holds another's.
-    """
+def state_of(planned: PlannedRun, training: Training) -> Outcome:
+    """How far a run is, without changing anything."""
     try:
-        if is_finished(planned):
+        if training.is_finished(planned):
             return Outcome(planned, FINISHED)
     except UserError as error:
         return Outcome(planned, FAILED, str(error))
     return Outcome(planned, STARTED if (planned.folder / LAST).exists() else MISSING)
 
 
-def carry_out(
-    plan: Sequence[PlannedRun],
-    train: Callable[[PlannedRun], None],
-    is_finished: Callable[[PlannedRun], bool],
-    check: Callable[[PlannedRun, Sequence[PlannedRun]], None] = lambda planned, plan: None,
-) -> list[Outcome]:
-    """Train what the plan lacks, in its order.
+def carry_out(plan: Sequence[PlannedRun], training: Training) -> list[Outcome]:
+    """Train what the plan lacks, in its order; each run comes after those it needs.
 
-    A run that fails is reported in one line; what needs it is not started, and the rest goes on.
-
-    Args:
-        plan: each run after those it needs.
-        train: trains one run, or goes on with it; raises a `UserError` when it cannot.
-        is_finished: see `state_of`.
-        check: a `UserError` where a run of the plan cannot work; all are asked before the first is trained.
+    All are checked before the first is trained. A run that fails is reported in one line; what needs it is not
+    started, and the rest goes on.
     """
-    refused = _refused(plan, is_finished, check)
+    refused = _refused(plan, training)
     lost: dict[Path, str] = {}
     outcomes = []
     for number, planned in enumerate(plan, start=1):
         if planned.folder in refused:
             outcome = Outcome(planned, FAILED, refused[planned.folder])
         else:
-            outcome = _carry_out_one(planned, f"{number}/{len(plan)}", train, is_finished, lost)
+            outcome = _carry_out_one(planned, f"{number}/{len(plan)}", training, lost)
         if not outcome.usable:
             lost[planned.folder] = planned.name
             if planned.folder not in refused:
@@ -79,20 +65,16 @@ def carry_out(
     return outcomes
 
 
-def _refused(
-    plan: Sequence[PlannedRun],
-    is_finished: Callable[[PlannedRun], bool],
-    check: Callable[[PlannedRun, Sequence[PlannedRun]], None],
-) -> dict[Path, str]:
+def _refused(plan: Sequence[PlannedRun], training: Training) -> dict[Path, str]:
     """Folder → why, of the runs left to train that cannot work, but for those that need such a one; they are told."""
     refused: dict[Path, str] = {}
     hopeless: set[Path] = set()
     for planned in plan:
         if hopeless.intersection(planned.needs):
             hopeless.add(planned.folder)
-        elif state_of(planned, is_finished).state in (STARTED, MISSING):
+        elif state_of(planned, training).state in (STARTED, MISSING):
             try:
-                check(planned, plan)
+                training.check(planned, plan)
             except UserError as error:
                 refused[planned.folder] = str(error)
                 hopeless.add(planned.folder)
@@ -100,23 +82,17 @@ def _refused(
     return refused
 
 
-def _carry_out_one(
-    planned: PlannedRun,
-    place: str,
-    train: Callable[[PlannedRun], None],
-    is_finished: Callable[[PlannedRun], bool],
-    lost: dict[Path, str],
-) -> Outcome:
+def _carry_out_one(planned: PlannedRun, place: str, training: Training, lost: dict[Path, str]) -> Outcome:
     missing = [lost[need] for need in planned.needs if need in lost]
     if missing:
         return Outcome(planned, BLOCKED, f"not started, since it needs {missing[0]}")
-    outcome = state_of(planned, is_finished)
+    outcome = state_of(planned, training)
     if outcome.state in (FINISHED, FAILED):
         logger.info("%s %s: %s", place, planned.name, outcome.state)
         return outcome
     logger.info("%s %s: %s", place, planned.name, "resuming" if outcome.state == STARTED else "training")
     try:
-        train(planned)
+        training.train(planned)
     except UserError as error:
         return Outcome(planned, FAILED, str(error))
     if not (planned.folder / METRICS).exists():
@@ -124,9 +100,9 @@ def _carry_out_one(
     return Outcome(planned, TRAINED)
 
 
-def plan_text(plan: Sequence[PlannedRun], is_finished: Callable[[PlannedRun], bool]) -> str:
+def plan_text(plan: Sequence[PlannedRun], training: Training) -> str:
     """The plan, a line a run: its state, its name, and what is wrong with it if anything is."""
-    outcomes = [state_of(planned, is_finished) for planned in plan]
+    outcomes = [state_of(planned, training) for planned in plan]
     lines = [visible(f"{o.state:9} {o.planned.name}" + (f": {o.reason}" if o.reason else "")) for o in outcomes]
     left = sum(outcome.state in (STARTED, MISSING) for outcome in outcomes)
     return "\n".join([*lines, f"{left} of {len(plan)} runs are left to train"]) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,8 +34,8 @@ class Training:
     """Trains and judges the runs of one plan; a dataset that they share is read once."""
 
     def __init__(self) -> None:
-        self._datasets: dict[tuple[str, ...], RetrievalDataset] = {}
-        self._images: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._dataset = functools.cache(_dataset)
+        self._images = functools.cache(lambda *words: images_fingerprint(self._dataset(*words)))
 
     def train(self, planned: PlannedRun) -> None:
         """Train one run, or go on with it.
@@ -70,14 +71,14 @@ class Training:
             UserError: its dataset has no match for any query, too few identities or images for a batch, or another
                 number of identities than its start weights know.
         """
-        cfg, dataset = planned.cfg, self._dataset(planned.cfg)
+        cfg, dataset = planned.cfg, self._dataset(*_words(planned.cfg))
         require_matches(cfg, dataset)
         require_batches(cfg, dataset)
         sources = {source.folder: source for source in plan}
         for key, path in start_files(cfg).items():
             source = sources.get(path.parent.resolve())
             if source is not None:
-                known = self._dataset(source.cfg).num_classes
+                known = self._dataset(*_words(source.cfg)).num_classes
                 if known != dataset.num_classes:
                     raise UserError(
                         f"its start weights, of {source.name}, know {known} identities, but its dataset has "
@@ -90,20 +91,8 @@ class Training:
         """The fingerprint of what a config names, as far as it is there."""
         found: dict[str, Any] = {"weights": weights_fingerprint(start_files(cfg))}
         with suppress(UserError):  # finished runs need no images
-            dataset, words = self._dataset(cfg), _words(cfg)
-            if words not in self._images:
-                self._images[words] = images_fingerprint(dataset)
-            found["images"] = self._images[words]
+            found["images"] = self._images(*_words(cfg))
         return found
-
-    def _dataset(self, cfg: Config) -> RetrievalDataset:
-        words = _words(cfg)
-        if words not in self._datasets:
-            name, root, split, pattern, *places = words
-            self._datasets[words] = build_dataset(
-                name, root, split=split, camera_pattern=pattern, repositories=[*map(Path, places)]
-            )
-        return self._datasets[words]
 
 
 def train_file(file: Path, settings: tuple[str, ...]) -> None:
@@ -112,7 +101,11 @@ def train_file(file: Path, settings: tuple[str, ...]) -> None:
         train(load_config(file, settings))
 
 
-def _words(cfg: Config) -> tuple[str, ...]:
-    """What tells a dataset."""
+def _words(cfg: Config) -> tuple[Any, ...]:
+    """What tells a dataset, as `_dataset` takes it."""
     chosen = cfg.DATASETS
-    return chosen.NAMES, chosen.ROOT_DIR, chosen.SPLIT, chosen.CAMERA_PATTERN, *map(str, repositories(cfg))
+    return chosen.NAMES, chosen.ROOT_DIR, chosen.SPLIT, chosen.CAMERA_PATTERN, *repositories(cfg)
+
+
+def _dataset(name: str, root: str, split: str, pattern: str, *places: Path) -> RetrievalDataset:
+    return build_dataset(name, root, split=split, camera_pattern=pattern, repositories=places)

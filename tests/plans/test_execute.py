@@ -11,21 +11,23 @@ from tests.tiny import REPOSITORY
 
 
 class Trainer:
-    """Stands for training: leaves metrics, or fails for the experiments named."""
+    """Stands for `Training`: leaves metrics, or fails for the experiments named."""
 
     def __init__(self, failing=()):
         self.failing, self.trained = failing, []
 
-    def __call__(self, planned):
+    def check(self, planned, plan):
+        pass
+
+    def is_finished(self, planned):
+        return (planned.folder / "metrics.json").exists()
+
+    def train(self, planned):
         self.trained.append(planned.name)
         if planned.cfg.OUTPUT_DIR.EXPERIMENT_NAME in self.failing:
             raise UserError("the loss is not finite in epoch 3")
         planned.folder.mkdir(parents=True)
         (planned.folder / "metrics.json").write_text("{}")
-
-
-def is_finished(planned):
-    return (planned.folder / "metrics.json").exists()
 
 
 @pytest.fixture
@@ -38,10 +40,10 @@ def plan(tmp_path):
 
 def test_everything_is_trained_once_and_then_skipped(plan):
     train = Trainer()
-    assert {outcome.state for outcome in carry_out(plan, train, is_finished)} == {"trained"}
+    assert {outcome.state for outcome in carry_out(plan, train)} == {"trained"}
     assert train.trained == [run.name for run in plan]
     again = Trainer()
-    assert {outcome.state for outcome in carry_out(plan, again, is_finished)} == {"finished"}
+    assert {outcome.state for outcome in carry_out(plan, again)} == {"finished"}
     assert not again.trained
 
 
@@ -50,22 +52,22 @@ def test_a_killed_comparison_goes_on_where_it_stopped(plan):
         pass
 
     class Dying(Trainer):
-        def __call__(self, planned):
+        def train(self, planned):
             if len(self.trained) == 3:
                 raise Killed
-            super().__call__(planned)
+            super().train(planned)
 
     with pytest.raises(Killed):
-        carry_out(plan, Dying(), is_finished)
+        carry_out(plan, Dying())
     train = Trainer()
-    outcomes = carry_out(plan, train, is_finished)
+    outcomes = carry_out(plan, train)
     assert train.trained == [run.name for run in plan[3:]] and all(outcome.usable for outcome in outcomes)
 
 
 def test_a_failure_stops_only_what_builds_on_it(plan, caplog):
     train = Trainer(failing=["emoji/rop"])
     with caplog.at_level(logging.ERROR, logger="d3still"):
-        outcomes = carry_out(plan, train, is_finished)
+        outcomes = carry_out(plan, train)
     states = {outcome.planned.name: outcome.state for outcome in outcomes}
     for seed in (1, 2):
         assert states[f"emoji/rop seed {seed}"] == "failed"
@@ -78,23 +80,28 @@ def test_a_failure_stops_only_what_builds_on_it(plan, caplog):
 
 
 def test_results_of_another_config_are_a_failure(plan):
-    def other(planned):
-        raise UserError("holds a run with another config: SOLVER.MAX_EPOCHS: 5 → 20")
+    class Other(Trainer):
+        def is_finished(self, planned):
+            raise UserError("holds a run with another config: SOLVER.MAX_EPOCHS: 5 → 20")
 
-    train = Trainer()
-    outcomes = carry_out(plan, train, other)
+    train = Other()
+    outcomes = carry_out(plan, train)
     assert not train.trained and {outcome.state for outcome in outcomes} == {"failed", "blocked"}
 
 
 def test_a_run_that_leaves_nothing_is_a_failure(plan):
-    outcomes = carry_out(plan[:1], lambda planned: None, is_finished)
+    class Idle(Trainer):
+        def train(self, planned):
+            pass
+
+    outcomes = carry_out(plan[:1], Idle())
     assert outcomes[0].state == "failed" and "metrics.json" in outcomes[0].reason
 
 
 def test_the_dry_run_says_what_is_there(plan):
-    carry_out(plan[:1], Trainer(), is_finished)
+    carry_out(plan[:1], Trainer())
     plan[1].folder.mkdir(parents=True)
     (plan[1].folder / "last.pth").touch()
-    lines = plan_text(plan, is_finished).splitlines()
+    lines = plan_text(plan, Trainer()).splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["finished", "started", "missing"]
     assert lines[-1] == f"{len(plan) - 1} of {len(plan)} runs are left to train"
