@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,10 +76,9 @@ class Planner:
                 raise UserError(f"{key} is set for each run; use {OWN_SETTINGS[key]} instead")
         self.settings = tuple(settings)
         self._runs: dict[Path, PlannedRun] = {}
-        self._loaded: dict[tuple[Path, tuple[str, ...]], Config] = {}
-        self._given: dict[Path, Path] = {}  # folder of an experiment → its file
-        for file in self.files:
-            self._given[run_dir(self._load(file)).parent.resolve()] = file
+        self._config = functools.cache(load_config)  # of a file and settings, frozen
+        # folder of an experiment → its file
+        self._given = {run_dir(self.load(file)).parent.resolve(): file for file in self.files}
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -94,14 +94,14 @@ class Planner:
         unknown = [name for name in variants if name not in VARIANTS]
         if unknown:
             raise UserError(f"--variants {unknown[0]} is not one of {', '.join(VARIANTS)}")
+        added = [name for name in VARIANTS if name in variants and name != BASELINE]
         for seed in dict.fromkeys(seeds):
             for file in self.files:
                 cfg = self.load(file, seed)
                 if stage_of(cfg) < 2:
                     self.add(file, seed)
-                for variant in (
-                    name for name in VARIANTS if stage_of(cfg) == 2 and name in variants and name != BASELINE
-                ):
+                    continue
+                for variant in added:
                     if variant == LONGER:
                         self._add_longer(file, cfg, seed)
                     else:
@@ -115,8 +115,8 @@ class Planner:
             seed: its seed.
             extra: settings of this run alone.
         """
-        settings = (*self._settings_for(file), "SOLVER.SEED", str(seed))
-        settings += tuple(str(part) for pair in (extra or {}).items() for part in pair)
+        more = tuple(str(part) for pair in (extra or {}).items() for part in pair)
+        settings = self._settings_for(file, seed) + more
         cfg = self._config(file, settings)
         folder = run_dir(cfg).resolve()
         if folder not in self._runs:
@@ -132,24 +132,15 @@ class Planner:
             source = self._runs[folder]
             self.add(source.file, seed, longer_settings(source.cfg, cfg))
 
-    def load(self, file: Path, seed: int, more: Sequence[str] = ()) -> Config:
-        """A file's config at a seed, with the settings of all and further ones."""
-        return self._load(file, "SOLVER.SEED", str(seed), *more)
+    def load(self, file: Path, seed: int | None = None, *more: str) -> Config:
+        """A file's config with the settings of all, at a seed other than its own, and with further settings."""
+        return self._config(file, self._settings_for(file, seed) + more)
 
-    def _load(self, file: Path, *more: str) -> Config:
-        return self._config(file, (*self._settings_for(file), *more))
-
-    def _config(self, file: Path, settings: tuple[str, ...]) -> Config:
-        """Each frozen config is read once."""
-        if (file, settings) not in self._loaded:
-            self._loaded[file, settings] = load_config(file, settings)
-        return self._loaded[file, settings]
-
-    def _settings_for(self, file: Path) -> tuple[str, ...]:
-        if stage_of(self._config(file, ())) == 2:
-            return self.settings
-        pairs = zip(self.settings[::2], self.settings[1::2], strict=False)
-        return tuple(part for pair in pairs if not pair[0].startswith(STAGE_2_SECTIONS) for part in pair)
+    def _settings_for(self, file: Path, seed: int | None) -> tuple[str, ...]:
+        is_stage_2 = stage_of(self._config(file, ())) == 2
+        pairs = [self.settings[at : at + 2] for at in range(0, len(self.settings), 2)]
+        pairs += [] if seed is None else [("SOLVER.SEED", str(seed))]
+        return tuple(part for pair in pairs if is_stage_2 or not pair[0].startswith(STAGE_2_SECTIONS) for part in pair)
 
     def _source(self, file: Path, cfg: Config, key: str, seed: int) -> Path | None:
         """Folder of the run that a weight key names, once that run is planned; None for weights of elsewhere."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d3still.config import Config, run_dir
+from d3still.config.sections import leaves
 from d3still.errors import UserError
 from d3still.plans.plan import PlannedRun, Planner
 from d3still.runs.facts import SWEEP, stage_of
@@ -49,7 +50,7 @@ def plan_sweep(
         if stage_of(own) != 2:
             raise UserError(f"{path} is not of stage 2 (DISTILLER.TYPE: ACD); a sweep reruns stage 2 only")
         for text in values:
-            swept = planner.load(path, seed, (key, text))
+            swept = planner.load(path, seed, key, text)
             value = value_of(swept, key)
             name = f"{own.OUTPUT_DIR.EXPERIMENT_NAME}/{SWEEP}/{key}={plain(value)}"
             extra = {} if value == value_of(own, key) else {key: text, "OUTPUT_DIR.EXPERIMENT_NAME": name}
@@ -60,9 +61,7 @@ def plan_sweep(
 
 def value_of(cfg: Config, key: str) -> Any:
     """A config's value by its full key; lists become tuples."""
-    value: Any = cfg
-    for part in key.split("."):
-        value = value[part]
+    value = dict(leaves(cfg))[key]
     return tuple(value) if isinstance(value, list) else value
 
 

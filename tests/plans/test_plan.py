@@ -143,6 +143,12 @@ def test_what_the_plan_sets_itself_cannot_be_set_for_all(key, instead):
         Planner([EMOJI / "rop.yaml"], [key, "7"])
 
 
+@pytest.mark.parametrize("stage", ["vanilla", "rop", "acd_rop"])
+def test_a_key_without_a_value_is_named(stage):
+    with pytest.raises(UserError, match=r"'SOLVER\.MAX_EPOCHS' is left over"):
+        plan(EMOJI / f"{stage}.yaml", settings=["SOLVER.MAX_EPOCHS"])
+
+
 def test_an_unknown_variant_is_named():
     with pytest.raises(UserError, match="acd_all is not one of baseline, longer, acd, finetune, acd_uniform"):
         plan(EMOJI / "acd_rop.yaml", variants=["acd_all"])
