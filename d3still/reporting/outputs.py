@@ -18,7 +18,7 @@ from d3still.files import write_text
 from d3still.reporting.comparison import Comparison
 from d3still.reporting.details import ListSource
 from d3still.reporting.html import SHOWN_QUERIES, report_html
-from d3still.reporting.rows import AGAINST, PROTOCOLS, Column, Row
+from d3still.reporting.rows import AGAINST, EVERY_COLUMN, PROTOCOLS, Column, Row
 from d3still.reporting.tables import footnotes, tables_of, to_console, to_latex, to_markdown
 from d3still.runs.finished import MEASURES
 from d3still.text import visible
@@ -83,8 +83,7 @@ def to_json(comparison: Comparison) -> str:
 
 def to_csv(comparison: Comparison) -> str:
     """A line a row, protocol and measure, in percent; empty where there is no number."""
-    columns = [(protocol, measure) for protocol in PROTOCOLS for measure in MEASURES]
-    return csv_text([CSV_HEADER, *(_cells(row, column) for row in comparison.rows for column in columns)])
+    return csv_text([CSV_HEADER, *(_cells(row, column) for row in comparison.rows for column in EVERY_COLUMN)])
 
 
 def run_entry(row: Row, seed: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,21 +51,17 @@ def paired_differences(after: Run, before: Run, protocol: str, measure: str) -> 
     Returns:
         The pairs, or None where a run has no per-query results of the protocol or they share no query.
     """
-    first, second = after.per_query, before.per_query
-    scores = [_scores(arrays, protocol, measure) for arrays in (first, second)]
-    if scores[0] is None or scores[1] is None:
+    first = after.per_query
+    gained, had = (_scores(run.per_query, protocol, measure) for run in (after, before))
+    if gained is None or had is None:
         return None
-    place = {name: i for i, name in enumerate(relative_names(second["query_paths"]))}
-    shared = [(i, place[name]) for i, name in enumerate(relative_names(first["query_paths"])) if name in place]
-    if not shared:
-        return None
-    one, other = np.array(shared).T
-    kept = np.isfinite(scores[0][one]) & np.isfinite(scores[1][other])
+    one, other = _shared(first["query_paths"], before.per_query["query_paths"])
+    kept = np.isfinite(gained[one]) & np.isfinite(had[other])
     one, other = one[kept], other[kept]
     if not len(one):
         return None
     names = first.get("query_names", first["query_ids"].astype(str))  # older runs kept the numbers alone
-    return Pairs(first["query_paths"][one], first["query_ids"][one], names[one], scores[0][one], scores[1][other])
+    return Pairs(first["query_paths"][one], first["query_ids"][one], names[one], gained[one], had[other])
 
 
 def pairs_of_seeds(after: Row, before: Row, column: Column) -> list[Pairs]:
@@ -79,13 +75,18 @@ def pairs_of_seeds(after: Row, before: Row, column: Column) -> list[Pairs]:
 
 def mean_pairs(parts: list[Pairs]) -> Pairs:
     """The queries that all parts share, with the mean of each one's values; one part a seed."""
-    names = [{name: i for i, name in enumerate(relative_names(part.paths))} for part in parts]
-    shared = [name for name in names[0] if all(name in other for other in names)]
-    rows = [np.array([index[name] for name in shared], dtype=int) for index in names]
+    first = parts[0]
+    rows = _shared(*(part.paths for part in parts))
     after = np.mean([part.after[row] for part, row in zip(parts, rows, strict=True)], axis=0)
     before = np.mean([part.before[row] for part, row in zip(parts, rows, strict=True)], axis=0)
-    first = parts[0]
     return Pairs(first.paths[rows[0]], first.identities[rows[0]], first.names[rows[0]], after, before)
+
+
+def _shared(*lists: Sequence[str]) -> list[np.ndarray]:
+    """Places of the queries that all lists share, in the order of the first list."""
+    found = [{name: i for i, name in enumerate(relative_names(paths))} for paths in lists]
+    names = [name for name in found[0] if all(name in other for other in found)]
+    return [np.array([place[name] for name in names], dtype=int) for place in found]
 
 
 def _scores(arrays: Mapping[str, np.ndarray], protocol: str, measure: str) -> np.ndarray | None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from d3still.reporting.statistics import Verdict, mean_and_deviation
 from d3still.runs.facts import BASELINE, FINETUNE
-from d3still.runs.finished import Run
+from d3still.runs.finished import MEASURES, Run
 
 PROTOCOLS = ("AIR", "SIR")
 COLUMNS = (("AIR", "mAP"), ("AIR", "R1"), ("SIR", "mAP"), ("SIR", "R1"))  # what the published tables show
+EVERY_COLUMN = tuple((protocol, measure) for protocol in PROTOCOLS for measure in MEASURES)
 Column = tuple[str, str]  # (protocol, measure)
 AGAINST = (BASELINE, FINETUNE)  # what a row's differences are taken over
 

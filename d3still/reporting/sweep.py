@@ -14,15 +14,15 @@ from d3still.errors import UserError
 from d3still.files import write_atomically
 from d3still.plans.sweep import SweepPlan, plain
 from d3still.reporting.families import rows_of
+from d3still.reporting.figures import COLOURS
 from d3still.reporting.outputs import csv_text, json_text, run_entry
-from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row
+from d3still.reporting.rows import COLUMNS, EVERY_COLUMN, Result, Row
 from d3still.reporting.tables import pair_title
 from d3still.runs.facts import BASELINE, baseline_of, pair_of
-from d3still.runs.finished import MEASURES, read_run
+from d3still.runs.finished import read_run
 from d3still.text import visible
 
 SYMBOLS = {"ACD.ALPHA": "α", "ACD.BETA": "β", "ACD.TEMPERATURE": "τ", "RAHO.GAMMA": "γ", "RAHO.RATIO": "p"}
-BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito
 LOG_FROM = 30  # largest over smallest value from which the axis is logarithmic
 PANEL = (4.0, 3.0)  # inches
 DPI = 150
@@ -80,11 +80,10 @@ def sweep_json(sweep: Sweep) -> str:
 
 def sweep_csv(sweep: Sweep) -> str:
     """A line a value, protocol and measure; percent."""
-    columns = [(protocol, measure) for protocol in PROTOCOLS for measure in MEASURES]
     lines = [
         (value if is_number(value) else plain(value), *column, len(row.seeds), *row.summary(column))
         for value, row in sweep.rows.items()
-        for column in columns
+        for column in EVERY_COLUMN
     ]
     return csv_text([(sweep.key, "protocol", "measure", "seeds", "mean", "deviation"), *lines])
 
@@ -112,9 +111,9 @@ def sweep_figure(sweep: Sweep) -> Figure:
         summaries = [row.summary(column) for row in sweep.rows.values()]
         means = [mean for mean, _ in summaries]
         bars = [math.nan if deviation is None else deviation for _, deviation in summaries]
-        axes.errorbar(places, means, yerr=bars, marker="o", color=BLUE, capsize=3, label="+ ACD")
+        axes.errorbar(places, means, yerr=bars, marker="o", color=COLOURS["before"], capsize=3, label="+ ACD")
         if sweep.baseline is not None:
-            axes.axhline(sweep.baseline.summary(column)[0], color=ORANGE, linestyle="--", label="baseline")
+            axes.axhline(sweep.baseline.summary(column)[0], color=COLOURS["after"], linestyle="--", label="baseline")
         if numeric and min(values) > 0 and max(values) / min(values) >= LOG_FROM:
             axes.set_xscale("log")
             axes.minorticks_off()

@@ -16,11 +16,11 @@ NONE = "–"
 PUBLISHED = ("mAP", "R1")  # measures of the published tables, AIR
 NAMED_SEEDS = 3  # up to as many are named
 MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*_`[]<>~"})
-LATEX = {
+LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "Δ": r"$\Delta$", "−": r"$-$", "–": "--",
     "×": r"$\times$", "→": r"$\to$", "<": r"$<$", ">": r"$>$", "α": r"$\alpha$", "β": r"$\beta$", "*": r"$^{*}$",
-}  # fmt: skip
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,16 @@ def tables_of(comparison: Comparison) -> list[Table]:
 
 def footnotes(comparison: Comparison) -> list[str]:
     """What the numbers are, how they were tested, and the comparison's notes."""
-    verdicts = [d.verdict for row in comparison.rows for part in row.differences.values() for d in part.values()]
+    rows = comparison.rows
+    verdicts = [d.verdict for row in rows for part in row.differences.values() for d in part.values()]
     identities = sorted({verdict.identities for verdict in verdicts if verdict is not None})
     lines = [
         "Percent, mean ± sample standard deviation over seeds. AIR: query network against gallery network; "
         "SIR: gallery network against itself, for a baseline the gallery network of stage 0.",
-        "Δ: percentage points over the baseline of the same seeds."
-        + (" Δft: over fine-tuning alone (KD_WEIGHT = α = β = 0, RAHO's rates)." if has_finetune(comparison) else ""),
+        "Δ: percentage points over the baseline of the same seeds.",
     ]
+    if any(FINETUNE in row.differences for row in rows):
+        lines[-1] += " Δft: over fine-tuning alone (KD_WEIGHT = α = β = 0, RAHO's rates)."
     if identities:
         counted = " / ".join(f"{number:,}" for number in identities)
         lines.append(
@@ -75,14 +77,9 @@ def footnotes(comparison: Comparison) -> list[str]:
         lines.append(
             f"Differences are not tested: no row has per-query results of {MIN_IDENTITIES} identities or more."
         )
-    if any(row.published for row in comparison.rows):
+    if any(row.published for row in rows):
         lines.append("Published: AIR, mean of three runs, as in the paper's VeRi-776 table.")
     return [*lines, *comparison.notes]
-
-
-def has_finetune(comparison: Comparison) -> bool:
-    """Whether any row has a difference over the finetune control."""
-    return any(FINETUNE in row.differences for row in comparison.rows)
 
 
 def pair_title(pair: str) -> str:
@@ -201,7 +198,7 @@ def to_latex(tables: list[Table], notes: list[str]) -> str:
 
 def in_latex(text: str) -> str:
     """Text with what LaTeX would take for commands or lacks a sign for."""
-    return "".join(LATEX.get(letter, letter) for letter in visible(text))
+    return visible(text).translate(LATEX)
 
 
 def _aligned(cells: list[str], widths: list[int]) -> str:
