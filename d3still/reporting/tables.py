@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 
 from d3still.reporting.comparison import Comparison
@@ -32,13 +32,13 @@ class Cell:
     kind: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Table:
     """Groups of lines of cells under a header; the first column is text, the others are numbers."""
 
     title: str
     header: list[Cell]
-    groups: list[list[list[Cell]]] = field(default_factory=list)
+    groups: list[list[list[Cell]]]
 
     def texts(self, write: Callable[[str], str] = visible) -> tuple[list[str], list[list[list[str]]]]:
         """The texts of the header, and those of the groups of lines, each as ``write`` gives it."""
@@ -125,17 +125,17 @@ def _table(pair: str, rows: list[Row]) -> Table:
         header += [Cell(" ".join(column), ("%",)), Cell("Δ", ("over the baseline",))]
         header += [Cell("Δft", ("over fine-tuning",))] if finetune else []
     header += [Cell(f"published {name}", ("AIR, %",)) for name in PUBLISHED if published] + [Cell("seeds")]
-    table = Table(pair_title(pair), header)
+    groups: dict[str, list[list[Cell]]] = {}
     for row in rows:
-        if row.variant == BASELINE or not table.groups:
-            table.groups.append([])
-        table.groups[-1].append(_line(row, finetune, published))
-    return table
+        alone = row.variant != BASELINE and row.baseline not in groups  # no line above says what it is a variant of
+        title = f"{row.baseline} {title_of(row)}" if alone else title_of(row)
+        groups.setdefault(row.baseline, []).append(_line(row, title, finetune, published))
+    return Table(pair_title(pair), header, list(groups.values()))
 
 
-def _line(row: Row, finetune: bool, published: bool) -> list[Cell]:
+def _line(row: Row, title: str, finetune: bool, published: bool) -> list[Cell]:
     over_baseline, over_finetune = row.differences.get(BASELINE, {}), row.differences.get(FINETUNE, {})
-    cells = [Cell(title_of(row))]
+    cells = [Cell(title)]
     for column in COLUMNS:
         cells += [Cell(score_text(row, column)), difference_cell(over_baseline.get(column))]
         cells += [difference_cell(over_finetune.get(column))] if finetune else []

@@ -323,6 +323,13 @@ def test_a_variant_whose_baseline_is_missing_has_a_row_of_its_own(own_log, queri
     assert not rows["ROP (its baseline is missing)", "acd"].differences
 
 
+def test_a_variant_without_its_baseline_is_no_line_of_another_baseline(own_log, queries):
+    named = {"OUTPUT_DIR__EXPERIMENT_NAME": "emoji/acd_csd", "ACD__BASELINE": "CSD"}
+    make_run(config("acd_rop", own_log, 2024, **named), queries, 0.6, 0.6)
+    (table,) = tables_of(compared(own_log))
+    assert [[line[0].text for line in group] for group in table.groups] == [["CSD + ACD"], ["ROP", "+ ACD"]]
+
+
 def test_damaged_and_foreign_folders_are_named_and_left_out(own_log):
     (own_log / "emoji/acd_rop/seed2025/metrics.json").write_text('{"AIR": {"mAP"')
     (own_log / "emoji/rop/seed2025/config.yaml").write_text("lr: 3\n")
