@@ -12,6 +12,7 @@ from torch import Tensor
 
 from d3still.data import Sample
 from d3still.evaluation import RankedLists, evaluate_ranking
+from d3still.evaluation.labels import JUNK_IDENTITY
 
 WORST = 4  # queries shown where the worst are
 
@@ -99,12 +100,12 @@ def rank(embedded: Embedded, metric: str, exclude_same_camera: bool, topk: int) 
 def with_excluded(shown: RankedList, index: int, embedded: Embedded, metric: str) -> RankedList:
     """The list with the images that the same-camera rule keeps out of it, where their scores would put them.
 
-    They get no rank, and those that would stand below the list's end are left out.
+    They get no rank, and those that would stand below the list's end are left out. Junk is excluded from every list.
     """
     query, gallery, size = embedded
     asked = query.samples[index].identity, query.samples[index].camera
     own = [i for i, sample in enumerate(gallery.samples) if (sample.identity, sample.camera) == asked]
-    if not own:
+    if not own or asked[0] == JUNK_IDENTITY:
         return shown
     alone = Embedded(query.at([index]), gallery.at(own), size)
     ranked = rank(alone, metric, exclude_same_camera=False, topk=len(own)).of(0)

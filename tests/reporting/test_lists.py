@@ -107,6 +107,16 @@ def test_a_query_without_a_match_has_a_list():
     assert not any(entry.hit for entry in ranking.of(1).entries)
 
 
+def test_a_junk_query_excludes_nothing():
+    """Junk of its own camera has no place in its list, nor in any other."""
+    junk = [sample("junk", -1, 0), sample("hit", 1, 2)]
+    gallery = Features(junk, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    query = Features([sample("nobody", -1, 0), *QUERY], torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    both = Embedded(query, gallery, (8, 8))
+    shown = rank(both, "cosine", True, 2).of(0)
+    assert with_excluded(shown, 0, both, "cosine") == shown and [name for name, *_ in shape(shown)] == ["hit"]
+
+
 def test_choosing():
     ap = np.array([0.5, np.nan, 0.1, 0.9])
     assert worst(ap, 2) == [2, 0] and worst(ap, 9) == [2, 0, 3], "no query without a match"
