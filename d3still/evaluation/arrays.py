@@ -13,14 +13,29 @@ from d3still.errors import UserError
 _SHOWN = 5  # how many images an error names
 
 
-def as_features(values: Any, name: str) -> Tensor:
-    """Features (n, D) as a float32 or float64 tensor on the CPU or a CUDA device.
+def comparable(query_feats: Any, gallery_feats: Any) -> tuple[Tensor, Tensor]:
+    """Raw features (Q, D), (G, D) as tensors on the CPU, or both on the CUDA device of either.
 
-    float64 and wide integers become float64, all else float32; nothing is copied without need.
+    Both float64 where one is of float64 or wide integers, else float32; nothing is copied without need.
 
     Raises:
-        UserError: when the shape is not two-dimensional or the values are not numbers.
+        UserError: for shapes that are not two-dimensional, values that are no numbers, widths that differ, and values
+            that are not finite (naming the images).
     """
+    query, gallery = _as_features(query_feats, "query"), _as_features(gallery_feats, "gallery")
+    if query.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}: "
+            "both networks must embed in the same space"
+        )
+    check_finite(query, "query features")
+    check_finite(gallery, "gallery features")
+    device = gallery.device if gallery.is_cuda else query.device
+    dtype = torch.promote_types(query.dtype, gallery.dtype)
+    return query.to(device, dtype), gallery.to(device, dtype)
+
+
+def _as_features(values: Any, name: str) -> Tensor:
     tensor = as_tensor(values, f"{name}_feats")
     if tensor.ndim != 2:
         raise UserError(f"{name}_feats must have the shape (images, width), not {tuple(tensor.shape)}")
@@ -47,18 +62,6 @@ def as_tensor(values: Any, name: str) -> Tensor:
     return tensor.to(torch.float64 if wide else torch.float32)
 
 
-def same_kind(query: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides in the wider of their types, on the CUDA device of either; a `UserError` for other widths."""
-    if query.shape[1] != gallery.shape[1]:
-        raise UserError(
-            f"query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}: "
-            "both networks must embed in the same space"
-        )
-    device = gallery.device if gallery.is_cuda else query.device
-    dtype = torch.promote_types(query.dtype, gallery.dtype)
-    return query.to(device, dtype), gallery.to(device, dtype)
-
-
 def check_finite(values: Tensor, what: str) -> None:
     """Raise a `UserError` that names the rows of ``values`` (n, D) that are NaN or infinite."""
     if values.sum().isfinite():  # 20 times as fast; NaN and infinities never sum to less, finite numbers may to more
@@ -72,3 +75,10 @@ def check_finite(values: Tensor, what: str) -> None:
         f"{len(rows)} of {len(values)} {what} are NaN or infinite (those of images {named}, counted from 0): "
         "look at these images, and at whether the training diverged"
     )
+
+
+def at_least(least: int, value: int, name: str) -> int:
+    """A whole number; a `UserError` for one below ``least`` and for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return int(value)

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from d3still.errors import UserError
-from d3still.evaluation.arrays import as_features, as_tensor, check_finite
+from d3still.evaluation.arrays import as_tensor, at_least, check_finite, comparable
 from d3still.evaluation.labels import Matches, match
 from d3still.evaluation.ranks import Scores, rank, ranked_lists
 from d3still.evaluation.results import RankingResult
-from d3still.evaluation.scores import make_similarity
+from d3still.evaluation.scores import Similarity
 
 _ROUNDING = 2.0**-22  # of two distances, of the largest's size at most, to float32
 
@@ -65,11 +65,11 @@ def evaluate_ranking(
             images), an unknown metric, and when no query has a match left (naming the same-camera rule
             where that is why).
     """
-    max_rank, topk = _at_least(1, max_rank, "max_rank"), _at_least(0, topk, "topk")
-    query, gallery = as_features(query_feats, "query"), as_features(gallery_feats, "gallery")
+    max_rank, topk = at_least(1, max_rank, "max_rank"), at_least(0, topk, "topk")
+    query, gallery = comparable(query_feats, gallery_feats)
     sizes = len(query), len(gallery)
     matches = match(query_ids, gallery_ids, query_cams, gallery_cams, sizes, exclude_same_camera)
-    return _ranked(make_similarity(query, gallery, metric, matches.gallery_order), matches, max_rank, topk)
+    return _ranked(Similarity(query, gallery, metric, matches.gallery_order), matches, max_rank, topk)
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def evaluate_distances(
 
     The other arguments, the result and the errors are those of `evaluate_ranking`.
     """
-    max_rank, topk = _at_least(1, max_rank, "max_rank"), _at_least(0, topk, "topk")
+    max_rank, topk = at_least(1, max_rank, "max_rank"), at_least(0, topk, "topk")
     given = as_tensor(distances, "distances")
     if given.ndim != 2:
         raise UserError(f"distances must have the shape (queries, gallery), not {tuple(given.shape)}")
@@ -129,9 +129,3 @@ class _Distances:
 def _ranked(scores: Scores, matches: Matches, max_rank: int, topk: int) -> RankingResult:
     lists = ranked_lists(scores, matches, topk) if topk else None
     return RankingResult.of(rank(scores, matches), max_rank, lists)
-
-
-def _at_least(least: int, value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    return int(value)

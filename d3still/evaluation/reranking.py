@@ -16,7 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from d3still.errors import UserError
-from d3still.evaluation.arrays import as_features, check_finite, same_kind
+from d3still.evaluation.arrays import at_least, comparable
 from d3still.evaluation.labels import spans
 from d3still.memory import available_memory
 
@@ -56,12 +56,12 @@ def k_reciprocal_distances(
         UserError: for parameters out of range, features that `evaluate_ranking` would refuse, and when the
             memory needed, which is estimated first, is not there.
     """
-    _check_parameters(k1, k2, lambda_value)
-    query, gallery = same_kind(as_features(query_feats, "query"), as_features(gallery_feats, "gallery"))
+    k1, k2 = (at_least(1, k, f"TEST.RE_RANKING_PARAMETER: {name}") for k, name in ((k1, "k1"), (k2, "k2")))
+    if not 0 <= lambda_value <= 1:
+        raise UserError(f"TEST.RE_RANKING_PARAMETER: lambda must lie between 0 and 1, not {lambda_value!r}")
+    query, gallery = comparable(query_feats, gallery_feats)
     if len(query) == 0 or len(gallery) == 0:
         raise UserError(f"nothing to re-rank: {len(query)} queries, {len(gallery)} gallery images")
-    check_finite(query, "query features")
-    check_finite(gallery, "gallery features")
     _require_memory(
         memory_needed(*query.shape[:1], *gallery.shape, k1, k2, query.element_size()),
         f"re-ranking {len(query)} queries and {len(gallery)} gallery images with k1 = {k1}",
@@ -86,14 +86,6 @@ def memory_needed(num_queries: int, num_gallery: int, width: int, k1: int, k2: i
     weights = images * members * _ENTRY_BYTES * (1 + 2 * min(k2, _SPREAD))  # averaged, and its transpose
     blocks = 3 * _BLOCK * itemsize + _OVERLAP_ROWS * kept**2 * _ENTRY_BYTES
     return result + features + ranks + weights + blocks
-
-
-def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
-    for name, value in (("k1", k1), ("k2", k2)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise UserError(f"TEST.RE_RANKING_PARAMETER: {name} must be a whole number of at least 1, not {value!r}")
-    if not 0 <= lambda_value <= 1:
-        raise UserError(f"TEST.RE_RANKING_PARAMETER: lambda must lie between 0 and 1, not {lambda_value!r}")
 
 
 def _require_memory(needed: int, what: str) -> None:

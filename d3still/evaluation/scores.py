@@ -8,14 +8,11 @@ as (q − μ)·(g − μ) − ‖g − μ‖² / 2, and `Similarity.bands` bound
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from d3still.errors import UserError
-from d3still.evaluation.arrays import as_features, check_finite, same_kind
 
 METRICS = ("cosine", "euclidean")
 
@@ -33,12 +30,17 @@ class Similarity:
     """Scores between query and gallery features, −‖q − g‖² / 2 in units that keep float32 in range.
 
     Args:
-        query, gallery: (Q, D), (G, D) finite float32 or float64, on the CPU or a CUDA device.
+        query, gallery: (Q, D), (G, D) as `comparable` gives them.
         metric: "cosine" or "euclidean". A vector of zeros has cosine 0 with everything.
         columns: (N,) the gallery images to score, in the order of the product's columns.
+
+    Raises:
+        UserError: for an unknown metric.
     """
 
     def __init__(self, query: Tensor, gallery: Tensor, metric: str, columns: np.ndarray) -> None:
+        if metric not in METRICS:
+            raise UserError(f"TEST.TEST_METRIC '{metric}' is not a known metric; known: {', '.join(METRICS)}")
         self._cosine, self._columns = metric == "cosine", columns
         sides = [side.cpu().numpy() for side in (query, gallery)]
         exponents = _exponents(sides, self._cosine)
@@ -139,23 +141,6 @@ class Similarity:
             out[part, :-1] = rows
         out[:, -1] = 1
         return out, np.sqrt(square)
-
-
-def make_similarity(query_feats: Any, gallery_feats: Any, metric: str, columns: np.ndarray) -> Similarity:
-    """Similarity of raw features (Q, D) and (G, D), tensors or arrays.
-
-    float64 stays float64, all else becomes float32; one CUDA tensor takes both to its device.
-
-    Raises:
-        UserError: for an unknown metric, shapes that are not two-dimensional, widths that differ, and values
-            that are not finite (naming the images).
-    """
-    if metric not in METRICS:
-        raise UserError(f"TEST.TEST_METRIC '{metric}' is not a known metric; known: {', '.join(METRICS)}")
-    query, gallery = same_kind(as_features(query_feats, "query"), as_features(gallery_feats, "gallery"))
-    check_finite(query, "query features")
-    check_finite(gallery, "gallery features")
-    return Similarity(query, gallery, metric, columns)
 
 
 def _gamma(terms: int, roundoff: float) -> float:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from d3still.evaluation import evaluate_distances, evaluate_ranking, ranks
+from d3still.evaluation.arrays import comparable
 from d3still.evaluation.labels import match
 from d3still.evaluation.ranking import _Distances
-from d3still.evaluation.scores import make_similarity
+from d3still.evaluation.scores import Similarity
 from tests.evaluation.naive import naive_ranking
 
 # --- ties --------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def test_a_product_errs_by_less_than_its_bound(family, metric, dtype):
     ids = rng.integers(0, 30, 40), rng.integers(0, 30, 300)
     centers = rng.standard_normal((30, 24))
     sides = [dtype(FAMILIES[family](rng, (len(of), 24), centers, of)) for of in ids]
-    scores = make_similarity(*sides, metric, np.arange(300))
+    scores = Similarity(*comparable(*sides), metric, np.arange(300))
     queries, columns = (index.ravel() for index in np.indices((40, 300)))
     found = np.empty((40, 300), np.float32)
     scores.product(np.arange(40), found)
