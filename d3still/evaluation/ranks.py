@@ -45,7 +45,7 @@ def rank(scores: Scores, matches: Matches) -> np.ndarray:
     measures = np.full((3, len(matches.start)), np.nan)
     with ThreadPoolExecutor(min(torch.get_num_threads(), _MOST_WORKERS)) as workers:
 
-        def finish(part: tuple[np.ndarray, np.ndarray]) -> None:
+        def finish(part: Pairs) -> None:
             queries, block = part
             rows, before = _misses_before(scores, matches, queries, block)
             measures[:, queries] = measure(rows, before)
@@ -55,7 +55,7 @@ def rank(scores: Scores, matches: Matches) -> np.ndarray:
     return measures
 
 
-def _blocks(scores: Scores, matches: Matches, queries: np.ndarray) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+def _blocks(scores: Scores, matches: Matches, queries: np.ndarray) -> Iterator[list[Pairs]]:
     """Queries with their scores (n, N), in groups for one worker each; a block of groups at a time."""
     width = len(matches.gallery_order)
     step, group = (max(1, count // width) for count in (_BLOCK, _GROUP))
@@ -67,9 +67,7 @@ def _blocks(scores: Scores, matches: Matches, queries: np.ndarray) -> Iterator[l
         yield [(part[at : at + group], buffer[at : min(at + group, len(part))]) for at in cuts]
 
 
-def _misses_before(
-    scores: Scores, matches: Matches, queries: np.ndarray, block: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _misses_before(scores: Scores, matches: Matches, queries: np.ndarray, block: np.ndarray) -> Pairs:
     """Row of each hit of ``queries``, and how many misses rank before it (T,). Overwrites ``block``."""
     rows, columns = matches.hits(queries)
     level = block[rows, columns].astype(np.float64)
@@ -100,7 +98,7 @@ class _Line:
     """
 
     def __init__(self, block: np.ndarray, floor: np.ndarray) -> None:
-        wanted = block >= _rounded(floor, down=True)[:, None]
+        wanted = block >= _rounded_down(floor)[:, None]
         counts = np.count_nonzero(wanted, axis=1)
         self.ends = counts.cumsum()
         self._rows = np.repeat(np.arange(len(block)), counts)
@@ -116,11 +114,8 @@ class _Line:
             keys = keys.astype(np.uint32)  # sorted in half the time
         for low, high in zip(self.ends - counts, self.ends, strict=True):
             keys[low:high].sort()
+        self._row_shift = self._bits + self._highest.bit_length()
         self._keys = keys + (self._rows << self._row_shift)
-
-    @property
-    def _row_shift(self) -> int:
-        return self._bits + self._highest.bit_length()
 
     def _levels(self, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Whole numbers that never fall where scores rise."""
@@ -158,9 +153,9 @@ def _behind(hit_query: np.ndarray, lowest: np.ndarray, miss_query: np.ndarray, s
     return below[len(score) :]
 
 
-def _rounded(bound: np.ndarray, down: bool) -> np.ndarray:
-    """float32 numbers that lie not above the bounds, or not below them."""
-    return np.nextafter(bound.astype(np.float32), np.float32(-np.inf if down else np.inf))
+def _rounded_down(bound: np.ndarray) -> np.ndarray:
+    """float32 numbers that lie not above the bounds."""
+    return np.nextafter(bound.astype(np.float32), np.float32(-np.inf))
 
 
 def ranked_lists(scores: Scores, matches: Matches, topk: int) -> RankedLists:
@@ -175,19 +170,19 @@ def ranked_lists(scores: Scores, matches: Matches, topk: int) -> RankedLists:
         for queries, block in groups:
             block[matches.own_camera(queries)] = -np.inf
             for query, row in zip(queries, block, strict=True):
-                columns = _best(scores, matches, query, row, shape[1])
+                columns, hits = _best(scores, matches, query, row, shape[1])
                 here = slice(None, len(columns))
                 lists.indices[query, here] = order[columns]
                 lists.scores[query, here] = scores.shown(np.full(len(columns), query), columns)
-                lists.hits[query, here] = (columns >= matches.start[query]) & (columns < matches.stop[query])
+                lists.hits[query, here] = hits
     return lists
 
 
-def _best(scores: Scores, matches: Matches, query: int, row: np.ndarray, length: int) -> np.ndarray:
-    """The columns that rank first, in order."""
+def _best(scores: Scores, matches: Matches, query: int, row: np.ndarray, length: int) -> Pairs:
+    """The columns that rank first, in order, and which are of the query's identity."""
     last = row.argpartition(-length)[[-length]]
     tie, error = scores.bands(np.array([query]), last, row[last].astype(np.float64))
-    bound = _rounded(row[last] - 2 * tie - error, down=True) if np.isfinite(row[last]) else -np.inf
+    bound = _rounded_down(row[last] - 2 * tie - error) if np.isfinite(row[last]) else -np.inf
     columns = (np.isfinite(row) & (row >= bound)).nonzero()[0]
     image, score = matches.gallery_order[columns], scores.exact(np.full(len(columns), query), columns)
     hit, tie = (columns >= matches.start[query]) & (columns < matches.stop[query]), scores.tie(score)
@@ -195,4 +190,5 @@ def _best(scores: Scores, matches: Matches, query: int, row: np.ndarray, length:
     hit, score, tie = hit[best], score[best], tie[best]
     apart = (hit[1:] != hit[:-1]) | (np.abs(np.diff(score)) > tie[1:])
     group = np.append(0, np.cumsum(apart))[: len(best)]
-    return columns[best[np.lexsort((image[best], group))]][:length]
+    order = np.lexsort((image[best], group))[:length]
+    return columns[best[order]], hit[order]
