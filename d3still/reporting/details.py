@@ -12,7 +12,7 @@ import numpy as np
 from d3still.errors import UserError
 from d3still.evaluation.lists import RankedList, most_changed
 from d3still.reporting.album import Album, Card
-from d3still.reporting.figures import TALL, Bar, Chart, Dot, Series, bar_chart, line_chart, scatter
+from d3still.reporting.figures import TALL, Bar, Chart, Series, bar_chart, line_chart, scatter
 from d3still.reporting.pairing import Pairs, mean_pairs, pairs_of_seeds
 from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row, shared_seeds
 from d3still.reporting.tables import difference_cell, pair_title, title_of
@@ -93,7 +93,7 @@ def cmc_chart(before: Row, after: Row) -> Iterator[Chart]:
             curve = _mean_cmc([row.results[seed] for seed in row.seeds], protocol)
             if curve is not None:
                 points = list(enumerate((100 * curve).tolist(), start=1))
-                series.append(Series(f"{_name(row, before)}, {protocol}", points, kind, protocol == "SIR"))
+                series.append(Series(f"{title_of(row)}, {protocol}", points, kind, protocol == "SIR"))
     if series:
         yield line_chart("CMC", series, "rank", "queries with a hit (%)", high=100, unit=" %", height=TALL)
 
@@ -104,9 +104,9 @@ def ap_scatter(pairs: Pairs | None) -> Iterator[Chart]:
         return
     shown = sample_of(pairs.values)
     dots = [
-        Dot(
-            float(pairs.before[i]),
-            float(pairs.after[i]),
+        (
+            pairs.before[i],
+            pairs.after[i],
             f"{file_name(pairs.paths[i])}, identity {pairs.names[i]}: AP {pairs.change(i)}",
         )
         for i in shown
@@ -145,7 +145,7 @@ def loss_charts(before: Row, after: Row) -> Iterator[Chart]:
             points = [(r["epoch"] + 1, float(r[term])) for r in records if _is_drawn(r.get(term))]
             if points:
                 kind = "before" if row is before else "after"
-                series.append(Series(f"{_name(row, before)}, seed {seed}", points, kind))
+                series.append(Series(f"{title_of(row)}, seed {seed}", points, kind))
         if series:
             yield line_chart(term, series, "epoch", "share" if term == "accuracy" else "loss")
 
@@ -187,10 +187,6 @@ def _queries(
         remarks.append("Some queries are left out to keep this page small.")
     parts = (("Most improved queries", improved), ("Most harmed queries", harmed))
     return remarks, [(heading, [cards[i] for i in places if i in cards]) for heading, places in parts]
-
-
-def _name(row: Row, before: Row) -> str:
-    return row.baseline if row is before else f"{row.baseline} {title_of(row)}"
 
 
 def _mean_cmc(results: Sequence[Result], protocol: str) -> np.ndarray | None:

@@ -64,15 +64,6 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Dot:
-    """A query in the scatter: both values in percent, and what to say of it."""
-
-    x: float
-    y: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Bar:
     """A block: its name, value and class, what to say of it, and a note behind it."""
 
@@ -116,17 +107,20 @@ def line_chart(
     return _chart(figure, caption, f"{y_label} against {x_label}", points, list(kinds.items()))
 
 
-def scatter(caption: str, dots: Sequence[Dot], x_label: str, y_label: str) -> Chart:
-    """Each query's value before and after; above the diagonal it gained. Points come in order of their gain."""
+def scatter(caption: str, dots: Sequence[tuple[float, float, str]], x_label: str, y_label: str) -> Chart:
+    """Each query's value before and after, in percent, and what to say of it; above the diagonal it gained.
+
+    Points come in order of their gain.
+    """
     figure, axes = _axes(TALL, x_label, y_label)
     axes.plot((0, 100), (0, 100), color=COLOURS["faint"], linestyle=(0, (4, 4)), linewidth=1)
     axes.set(xlim=(0, 100), ylim=(0, 100))
     at = _places(figure, axes)
     points = []
-    for dot in sorted(dots, key=lambda dot: dot.x - dot.y):
-        way = (dot.y > dot.x) - (dot.y < dot.x)
-        outline = _triangle(*at(dot.x, dot.y), way) if way else _circle(*at(dot.x, dot.y))
-        points.append(Point(outline, ("same", "up", "down")[way], dot.text))
+    for x, y, text in sorted(dots, key=lambda dot: dot[0] - dot[1]):
+        way = int(y > x) - int(y < x)
+        outline = _triangle(*at(x, y), way) if way else _circle(*at(x, y))
+        points.append(Point(outline, ("same", "up", "down")[way], text))
     legend = [("block up", "gained (▲)"), ("block down", "lost (▼)"), ("block same", "unchanged (●)")]
     return _chart(figure, caption, f"{y_label} against {x_label}", points, legend)
 

@@ -77,8 +77,7 @@ def write_files(folder: Path, texts: dict[str, str]) -> None:
 
 def to_json(comparison: Comparison) -> str:
     """{"runs": [{pair, baseline, variant, seed, precision, AIR, SIR, seconds}, …]}, scores in percent."""
-    runs = [run_entry(row, seed) for row in comparison.rows for seed in row.seeds]
-    return json_text({"runs": runs})
+    return json_text({"runs": [run_entry(row, seed) for row in comparison.rows for seed in row.seeds]})
 
 
 def to_csv(comparison: Comparison) -> str:

@@ -68,14 +68,9 @@ def read_sweep(plan: SweepPlan, usable: set[Path]) -> Sweep:
 
 def sweep_json(sweep: Sweep) -> str:
     """{"key": …, "runs": [{"value": …, pair, baseline, variant, seed, precision, AIR, SIR, seconds}, …]}."""
-    runs = [
-        {"value": list(value) if isinstance(value, tuple) else value, **run_entry(row, seed)}
-        for value, row in sweep.rows.items()
-        for seed in row.seeds
-    ]
-    reference = [] if sweep.baseline is None else [run_entry(sweep.baseline, seed) for seed in sweep.baseline.seeds]
-    content = {"key": sweep.key, "runs": runs, "baseline_runs": reference}
-    return json_text(content)
+    runs = [{"value": value, **run_entry(row, seed)} for value, row in sweep.rows.items() for seed in row.seeds]
+    reference = [run_entry(sweep.baseline, seed) for seed in sweep.baseline.seeds] if sweep.baseline else []
+    return json_text({"key": sweep.key, "runs": runs, "baseline_runs": reference})
 
 
 def sweep_csv(sweep: Sweep) -> str:

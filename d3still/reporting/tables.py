@@ -92,10 +92,11 @@ def pair_title(pair: str) -> str:
     return ", ".join(parts)
 
 
-def title_of(row: Row) -> str:
-    """A row's name in a table: the baseline's, or what is added to it."""
+def title_of(row: Row, below: bool = False) -> str:
+    """A row's name: the baseline's and what is added to it, which is said alone ``below`` a line of that baseline."""
     kind, space, rest = row.variant.partition(" (")
-    title = row.baseline if kind == BASELINE else VARIANT_TITLES.get(kind, f"+ {kind}")
+    added = VARIANT_TITLES.get(kind, f"+ {kind}")
+    title = row.baseline if kind == BASELINE else added if below else f"{row.baseline} {added}"
     return title + space + rest
 
 
@@ -127,8 +128,7 @@ def _table(pair: str, rows: list[Row]) -> Table:
     header += [Cell(f"published {name}", ("AIR, %",)) for name in PUBLISHED if published] + [Cell("seeds")]
     groups: dict[str, list[list[Cell]]] = {}
     for row in rows:
-        alone = row.variant != BASELINE and row.baseline not in groups  # no line above says what it is a variant of
-        title = f"{row.baseline} {title_of(row)}" if alone else title_of(row)
+        title = title_of(row, below=row.baseline in groups)
         groups.setdefault(row.baseline, []).append(_line(row, title, finetune, published))
     return Table(pair_title(pair), header, list(groups.values()))
 
