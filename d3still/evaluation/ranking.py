@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from d3still.errors import UserError
 from d3still.evaluation.arrays import as_tensor, at_least, check_finite, comparable
 from d3still.evaluation.labels import Matches, match
-from d3still.evaluation.ranks import Scores, rank, ranked_lists
+from d3still.evaluation.ranks import rank, ranked_lists
 from d3still.evaluation.results import RankingResult
-from d3still.evaluation.scores import Similarity
-
-_ROUNDING = 2.0**-22  # of two distances, of the largest's size at most, to float32
+from d3still.evaluation.scores import Distances, Scores, Similarity
 
 
 @torch.no_grad()
@@ -97,33 +94,7 @@ def evaluate_distances(
         raise UserError(f"distances must have the shape (queries, gallery), not {tuple(given.shape)}")
     matches = match(query_ids, gallery_ids, query_cams, gallery_cams, tuple(given.shape), exclude_same_camera)
     check_finite(given, "rows of distances")
-    return _ranked(_Distances(given.cpu().numpy(), matches.gallery_order), matches, max_rank, topk)
-
-
-class _Distances:
-    """Scores that are the negatives of given distances, and exact as they are."""
-
-    def __init__(self, distances: np.ndarray, columns: np.ndarray) -> None:
-        self.distances, self.columns = distances, columns
-        self._unit = max(-float(distances.min()), float(distances.max())) or 1.0  # keeps float32 in range
-
-    def product(self, queries: np.ndarray, out: np.ndarray) -> None:
-        out[:] = self.distances[np.ix_(queries, self.columns)] / -self._unit
-
-    def bands(self, queries: np.ndarray, columns: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros(len(level)), np.full(len(level), _ROUNDING)
-
-    def exact(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return -self.shown(queries, columns)
-
-    def as_product(self, queries: np.ndarray, exact: np.ndarray) -> np.ndarray:
-        return exact / self._unit
-
-    def tie(self, score: np.ndarray) -> np.ndarray:
-        return np.zeros(len(score))
-
-    def shown(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return self.distances[queries, self.columns[columns]].astype(np.float64)
+    return _ranked(Distances(given.cpu().numpy(), matches.gallery_order), matches, max_rank, topk)
 
 
 def _ranked(scores: Scores, matches: Matches, max_rank: int, topk: int) -> RankingResult:

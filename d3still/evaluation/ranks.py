@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from d3still.evaluation.labels import Matches, row_starts, spans
 from d3still.evaluation.results import RankedLists, measure
+from d3still.evaluation.scores import Scores
 
 _BLOCK = 1 << 25  # float32 scores held at once: 128 MiB
 _GROUP = 1 << 20  # scores that one worker takes at a time: some 60 MiB while it counts them
@@ -22,22 +22,6 @@ _MOST_WORKERS = 4
 _LEVEL_BITS = 15  # at least, of scores between a query's lowest hit and its best answer
 
 Pairs = tuple[np.ndarray, np.ndarray]
-
-
-class Scores(Protocol):
-    """Where scores come from: features (`Similarity`) or given distances; columns are the gallery without junk."""
-
-    def product(self, queries: np.ndarray, out: np.ndarray) -> None: ...
-
-    def bands(self, queries: np.ndarray, columns: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
-
-    def exact(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray: ...
-
-    def as_product(self, queries: np.ndarray, exact: np.ndarray) -> np.ndarray: ...
-
-    def tie(self, score: np.ndarray) -> np.ndarray: ...
-
-    def shown(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray: ...
 
 
 def rank(scores: Scores, matches: Matches) -> np.ndarray:

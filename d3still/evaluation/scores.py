@@ -23,6 +23,7 @@ _ROUNDOFF = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float64): 2.0**-53}
 _EXTRA_ROUNDINGS = 16  # of a product's inputs, generously
 _UNDERFLOW = 2.0**-100  # far more than all that a float32 product of vectors no longer than 2 can lose below 2⁻¹²⁶
 _TIE = 2.0**-49  # of a score: what its own roundings in double precision come to
+_ROUNDING = 2.0**-22  # of two given distances, of the largest's size at most, to float32
 _TIE_OF_COSINES = 2.0**-52  # the spacing of doubles at 1
 
 
@@ -141,6 +142,35 @@ class Similarity:
             out[part, :-1] = rows
         out[:, -1] = 1
         return out, np.sqrt(square)
+
+
+class Distances:
+    """What `Similarity` gives, for scores that are the negatives of given distances (Q, G), and exact as they are."""
+
+    def __init__(self, distances: np.ndarray, columns: np.ndarray) -> None:
+        self.distances, self.columns = distances, columns
+        self._unit = max(-float(distances.min()), float(distances.max())) or 1.0  # keeps float32 in range
+
+    def product(self, queries: np.ndarray, out: np.ndarray) -> None:
+        out[:] = self.distances[np.ix_(queries, self.columns)] / -self._unit
+
+    def bands(self, queries: np.ndarray, columns: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(len(level)), np.full(len(level), _ROUNDING)
+
+    def exact(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return -self.shown(queries, columns)
+
+    def as_product(self, queries: np.ndarray, exact: np.ndarray) -> np.ndarray:
+        return exact / self._unit
+
+    def tie(self, score: np.ndarray) -> np.ndarray:
+        return np.zeros(len(score))
+
+    def shown(self, queries: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return self.distances[queries, self.columns[columns]].astype(np.float64)
+
+
+Scores = Similarity | Distances
 
 
 def _gamma(terms: int, roundoff: float) -> float:

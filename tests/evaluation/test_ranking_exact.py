@@ -10,8 +10,7 @@ import torch
 from d3still.evaluation import evaluate_distances, evaluate_ranking, ranks
 from d3still.evaluation.arrays import comparable
 from d3still.evaluation.labels import match
-from d3still.evaluation.ranking import _Distances
-from d3still.evaluation.scores import Similarity
+from d3still.evaluation.scores import Distances, Similarity
 from tests.evaluation.naive import naive_ranking
 
 # --- ties --------------------------------------------------------------------------------------------
@@ -166,7 +165,7 @@ def test_adversarial_cuda_tensors_rank_as_double_precision_does():
     check_adversarial(lambda side: torch.from_numpy(side).cuda())
 
 
-class WorstProduct(_Distances):
+class WorstProduct(Distances):
     """A product that errs by as much as its bands allow, up or down as chance has it; the bands of hits differ."""
 
     def __init__(self, distances, columns, error):
