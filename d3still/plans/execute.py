@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,25 +49,18 @@ def carry_out(plan: Sequence[PlannedRun], training: Training) -> list[Outcome]:
     All are checked before the first is trained. A run that fails is reported in one line; what needs it is not
     started, and the rest goes on.
     """
-    refused = _refused(plan, training)
-    lost: dict[Path, str] = {}
-    outcomes = []
+    outcomes = {outcome.planned.folder: outcome for outcome in _refused(plan, training)}
     for number, planned in enumerate(plan, start=1):
-        if planned.folder in refused:
-            outcome = Outcome(planned, FAILED, refused[planned.folder])
-        else:
-            outcome = _carry_out_one(planned, f"{number}/{len(plan)}", training, lost)
-        if not outcome.usable:
-            lost[planned.folder] = planned.name
-            if planned.folder not in refused:
+        if planned.folder not in outcomes:
+            outcome = _carry_out_one(planned, f"{number}/{len(plan)}", training, outcomes)
+            if not outcome.usable:
                 logger.error("%s %s: %s", planned.name, outcome.state, outcome.reason)
-        outcomes.append(outcome)
-    return outcomes
+            outcomes[planned.folder] = outcome
+    return [outcomes[planned.folder] for planned in plan]
 
 
-def _refused(plan: Sequence[PlannedRun], training: Training) -> dict[Path, str]:
-    """Folder → why, of the runs left to train that cannot work, but for those that need such a one; they are told."""
-    refused: dict[Path, str] = {}
+def _refused(plan: Sequence[PlannedRun], training: Training) -> Iterator[Outcome]:
+    """The runs left to train that cannot work, but for those that need such a one; they are told."""
     hopeless: set[Path] = set()
     for planned in plan:
         if hopeless.intersection(planned.needs):
@@ -76,14 +69,13 @@ def _refused(plan: Sequence[PlannedRun], training: Training) -> dict[Path, str]:
             try:
                 training.check(planned, plan)
             except UserError as error:
-                refused[planned.folder] = str(error)
                 hopeless.add(planned.folder)
                 logger.error("%s %s: %s", planned.name, FAILED, error)
-    return refused
+                yield Outcome(planned, FAILED, str(error))
 
 
-def _carry_out_one(planned: PlannedRun, place: str, training: Training, lost: dict[Path, str]) -> Outcome:
-    missing = [lost[need] for need in planned.needs if need in lost]
+def _carry_out_one(planned: PlannedRun, place: str, training: Training, former: Mapping[Path, Outcome]) -> Outcome:
+    missing = [former[need].planned.name for need in planned.needs if not former[need].usable]
     if missing:
         return Outcome(planned, BLOCKED, f"not started, since it needs {missing[0]}")
     outcome = state_of(planned, training)
