@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,33 +36,8 @@ TIERS = {  # RAHO's tiers: colour of the bar, its rate, what it means
 VIEWS = {"high": "High-resolution images", "cross": "Low-resolution images (cross-resolution)"}
 
 
-@dataclass(frozen=True)
-class Detail:
-    """One baseline's part of the page.
-
-    Attributes:
-        title, pair, change: the baseline, its networks, and how + ACD changed AIR mAP.
-        seed: of the runs that single results are of.
-        rankings, blocks, losses: the charts.
-        remarks: what to say of the queries.
-        queries: a heading with its cards, twice.
-        settings: (key, before, after) of those that differ.
-    """
-
-    title: str
-    pair: str
-    change: str
-    seed: int
-    rankings: Sequence[Chart]
-    remarks: Sequence[str]
-    queries: Sequence[tuple[str, Sequence[Card]]]
-    blocks: Sequence[Chart]
-    losses: Sequence[Chart]
-    settings: Sequence[tuple[str, str, str]]
-
-
-def detail(before: Row, after: Row, album: Album, lists_of: ListSource | None, shown_queries: int) -> Detail:
-    """The part of a baseline and its + ACD, which share a seed; for the arguments see `report_html`."""
+def detail(before: Row, after: Row, album: Album, lists_of: ListSource | None, shown_queries: int) -> dict[str, Any]:
+    """The page's part of a baseline and its + ACD, which share a seed; for the arguments see `report_html`."""
     seed = shared_seeds(before, after)[0]
     parts = pairs_of_seeds(after, before, COLUMNS[0])
     pairs = mean_pairs(parts) if parts else None
@@ -71,18 +45,18 @@ def detail(before: Row, after: Row, album: Album, lists_of: ListSource | None, s
     if lists_of is not None and pairs is not None and shown_queries:
         remarks, queries = _queries(before, after, seed, pairs, album, lists_of, shown_queries)
     configs = (row.results[seed].run.config for row in (before, after))
-    return Detail(
-        title=before.baseline,
-        pair=pair_title(before.pair),
-        change=difference_cell(after.differences.get(BASELINE, {}).get(COLUMNS[0])).text,
-        seed=seed,
-        rankings=[*cmc_chart(before, after), *ap_scatter(pairs)],
-        remarks=remarks,
-        queries=queries,
-        blocks=list(block_charts(after.results[seed])),
-        losses=list(loss_charts(before, after)),
-        settings=[(key, *map(_setting, values)) for key, *values in differences(*configs)],
-    )
+    return {
+        "title": before.baseline,
+        "pair": pair_title(before.pair),
+        "change": difference_cell(after.differences[BASELINE][COLUMNS[0]]).text,
+        "seed": seed,  # of the runs that single results are of
+        "rankings": [*cmc_chart(before, after), *ap_scatter(pairs)],
+        "remarks": remarks,  # on the queries
+        "queries": queries,  # a heading with its cards, twice
+        "blocks": list(block_charts(after.results[seed])),
+        "losses": list(loss_charts(before, after)),
+        "settings": [(key, *map(_setting, values)) for key, *values in differences(*configs)],
+    }
 
 
 def cmc_chart(before: Row, after: Row) -> Iterator[Chart]:

@@ -90,8 +90,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: with all m values sorted, the k-th is multiplied by m − k + 1, and none
     may be below the one before it (Holm 1979). In the order given, at most 1."""
     values = np.asarray(p_values, dtype=float)
-    if not len(values):
-        return []
     order = np.argsort(values, kind="stable")
     stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     corrected = np.empty_like(values)
