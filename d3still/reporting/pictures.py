@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -38,27 +37,6 @@ COLUMNS = 10  # gallery images in one line
 GREYED = 0.65  # how far an excluded image is faded to white
 
 
-@dataclass(frozen=True)
-class _Layout:
-    cell: int
-    columns: int
-    max_pixels: int
-
-    @property
-    def step(self) -> tuple[int, int]:
-        """Pixels from one gallery image to the next, across and down."""
-        return self.cell + 2 * BORDER + GAP, self.cell + 2 * BORDER + 2 * LINE + GAP
-
-    @property
-    def left(self) -> int:
-        """Where the gallery images begin."""
-        return GAP + self.step[0] + 2 * GAP
-
-    def height(self, entries: int) -> int:
-        """Of one query's band, with its heading."""
-        return GAP + 2 * LINE + max(1, math.ceil(entries / self.columns)) * self.step[1] + GAP
-
-
 def ranked_list_picture(
     lists: Sequence[RankedList],
     query_size: Size,
@@ -84,18 +62,10 @@ def ranked_list_picture(
         (H, W, 3) uint8.
     """
     longest = max((len(ranked.entries) for ranked in lists), default=1)
-    layout = _Layout(cell, max(1, min(columns, longest)), max_pixels)
-    heights = [layout.height(len(ranked.entries)) for ranked in lists]
-    top = GAP + (2 * LINE if title else 0)
-    width = max(MIN_WIDTH, layout.left + layout.columns * layout.step[0])
-    sheet = Image.new("RGB", (width, top + sum(heights)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        _text(draw, (GAP, GAP), title, width - 2 * GAP, TITLE_POINTS)
-    for ranked, height in zip(lists, heights, strict=True):
-        _draw_list(sheet, draw, ranked, top, query_size, layout)
-        top += height
-    return np.asarray(sheet).copy()
+    sheet = _Sheet(cell, max(1, min(columns, longest)), max_pixels, [len(ranked.entries) for ranked in lists], title)
+    for ranked in lists:
+        sheet.draw_list(ranked, query_size)
+    return np.asarray(sheet.image).copy()
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
@@ -137,81 +107,80 @@ def _picture(sample: Sample, max_pixels: int, fit: Callable[[Tensor], Tensor]) -
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
-def _draw_list(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, ranked: RankedList, top: int, query_size: Size, layout: _Layout
-) -> None:
-    query = ranked.query
-    ap = "no match in the gallery" if math.isnan(ranked.ap) else f"AP {100 * ranked.ap:.2f} %"
-    heading = f"{file_name(query.path)}: identity {query.name}, camera {query.camera}, {ap}"
-    _text(draw, (GAP, top + GAP), heading, sheet.width - 2 * GAP, TITLE_POINTS)
-    top += GAP + 2 * LINE
-    _paste(sheet, _enlarged(query, query_size, layout), (GAP + BORDER, top + BORDER), layout.cell)
-    below = top + layout.cell + 2 * BORDER
-    _text(draw, (GAP, below), f"query, {query_size[0]}×{query_size[1]} pixels", layout.step[0] + GAP)
-    for place, entry in enumerate(ranked.entries):
-        row, column = divmod(place, layout.columns)
-        across, down = layout.step
-        _draw_entry(sheet, draw, entry, (layout.left + column * across, top + row * down), layout)
+class _Sheet:
+    """Paper as large as its lists, of so many entries each, on which they are drawn from the top down."""
 
+    def __init__(self, cell: int, columns: int, max_pixels: int, entries: Sequence[int], title: str) -> None:
+        self._cell, self._columns, self._max_pixels = cell, columns, max_pixels
+        self._across, self._down = cell + 2 * BORDER + GAP, cell + 2 * BORDER + 2 * LINE + GAP  # to the next image
+        self._left = GAP + self._across + 2 * GAP  # where the gallery images begin
+        self._top = GAP + (2 * LINE if title else 0)  # of the next list
+        lines = sum(max(1, math.ceil(count / columns)) for count in entries)
+        height = self._top + len(entries) * (2 * GAP + 2 * LINE) + lines * self._down
+        self.image = Image.new("RGB", (max(MIN_WIDTH, self._left + columns * self._across), height), PAPER)
+        self._draw = ImageDraw.Draw(self.image)
+        self._write((GAP, GAP), title, self.image.width - 2 * GAP, TITLE_POINTS)
 
-def _draw_entry(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, entry: Entry, corner: tuple[int, int], layout: _Layout
-) -> None:
-    cell = layout.cell
-    excluded = entry.rank is None
-    colour = EXCLUDED if excluded else HIT if entry.hit else MISS
-    left, top = corner
-    side = cell + 2 * BORDER
-    draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=BORDER)
-    picture = thumbnail(entry.sample, cell, layout.max_pixels)
-    if excluded and picture is not None:
-        picture = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, PAPER), GREYED)
-    _paste(sheet, picture, (left + BORDER, top + BORDER), cell)
-    sign = "excluded" if excluded else f"{entry.rank} {'✓' if entry.hit else '✗'}"
-    if excluded:
-        draw.line((left, top + side, left + side, top), fill=colour, width=2)
-    _text(draw, (left, top + side), f"{sign}  {entry.score:.3f}", side + GAP, fill=colour if excluded else TEXT)
-    note = "same camera" if excluded else f"id {entry.sample.name}, cam {entry.sample.camera}"
-    _text(draw, (left, top + side + LINE), note, side + GAP, fill=FAINT)
+    def draw_list(self, ranked: RankedList, query_size: Size) -> None:
+        """A heading, the query, and beside it the gallery images in lines."""
+        query = ranked.query
+        ap = "no match in the gallery" if math.isnan(ranked.ap) else f"AP {100 * ranked.ap:.2f} %"
+        heading = f"{file_name(query.path)}: identity {query.name}, camera {query.camera}, {ap}"
+        self._write((GAP, self._top + GAP), heading, self.image.width - 2 * GAP, TITLE_POINTS)
+        top = self._top + GAP + 2 * LINE
+        self._paste(self._enlarged(query, query_size), (GAP + BORDER, top + BORDER))
+        below = top + self._cell + 2 * BORDER
+        self._write((GAP, below), f"query, {query_size[0]}×{query_size[1]} pixels", self._across + GAP)
+        for place, entry in enumerate(ranked.entries):
+            row, column = divmod(place, self._columns)
+            self._draw_entry(entry, self._left + column * self._across, top + row * self._down)
+        self._top = top + max(1, math.ceil(len(ranked.entries) / self._columns)) * self._down + GAP
 
+    def _draw_entry(self, entry: Entry, left: int, top: int) -> None:
+        excluded = entry.rank is None
+        colour = EXCLUDED if excluded else HIT if entry.hit else MISS
+        side = self._cell + 2 * BORDER
+        self._draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=BORDER)
+        picture = thumbnail(entry.sample, self._cell, self._max_pixels)
+        if excluded and picture is not None:
+            picture = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, PAPER), GREYED)
+        self._paste(picture, (left + BORDER, top + BORDER))
+        sign = "excluded" if excluded else f"{entry.rank} {'✓' if entry.hit else '✗'}"
+        if excluded:
+            self._draw.line((left, top + side, left + side, top), fill=colour, width=2)
+        text = f"{sign}  {entry.score:.3f}"
+        self._write((left, top + side), text, side + GAP, fill=colour if excluded else TEXT)
+        note = "same camera" if excluded else f"id {entry.sample.name}, cam {entry.sample.camera}"
+        self._write((left, top + side + LINE), note, side + GAP, fill=FAINT)
 
-def _enlarged(sample: Sample, size: Size, layout: _Layout) -> Image.Image | None:
-    """The network's view, enlarged without smoothing; the whole image where the view is larger than the cell."""
-    times = layout.cell // max(size)
-    if times == 0:
-        return thumbnail(sample, layout.cell, layout.max_pixels)
-    view = network_view(sample, size, layout.max_pixels)
-    return None if view is None else view.resize((times * view.width, times * view.height), Image.Resampling.NEAREST)
+    def _enlarged(self, sample: Sample, size: Size) -> Image.Image | None:
+        """The network's view, enlarged without smoothing; the whole image where the view is larger than the cell."""
+        times = self._cell // max(size)
+        if times == 0:
+            return thumbnail(sample, self._cell, self._max_pixels)
+        view = network_view(sample, size, self._max_pixels)
+        return view and view.resize((times * view.width, times * view.height), Image.Resampling.NEAREST)
 
+    def _paste(self, picture: Image.Image | None, corner: tuple[int, int]) -> None:
+        """Put a picture into the middle of its square; a cross where it could not be read."""
+        left, top = corner
+        cell = self._cell
+        if picture is None:
+            self._draw.line((left, top, left + cell, top + cell), fill=FAINT)
+            self._draw.line((left, top + cell, left + cell, top), fill=FAINT)
+            return
+        self.image.paste(picture, (left + (cell - picture.width) // 2, top + (cell - picture.height) // 2))
 
-def _paste(sheet: Image.Image, picture: Image.Image | None, corner: tuple[int, int], cell: int) -> None:
-    """Put a picture into the middle of its square; a cross where it could not be read."""
-    left, top = corner
-    if picture is None:
-        draw = ImageDraw.Draw(sheet)
-        draw.line((left, top, left + cell, top + cell), fill=FAINT)
-        draw.line((left, top + cell, left + cell, top), fill=FAINT)
-        return
-    sheet.paste(picture, (left + (cell - picture.width) // 2, top + (cell - picture.height) // 2))
-
-
-def _text(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    text: str,
-    room: int,
-    points: int = POINTS,
-    fill: str = TEXT,
-) -> None:
-    """One line of text, shortened in the middle to ``room`` pixels."""
-    font = _font(points)
-    text = visible(text)
-    kept = len(text)
-    shown = text
-    while kept > 1 and draw.textlength(shown, font=font) > room:
-        kept -= 1
-        shown = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
-    draw.text(corner, shown, font=font, fill=fill)
+    def _write(self, corner: tuple[int, int], text: str, room: int, points: int = POINTS, fill: str = TEXT) -> None:
+        """One line of text, shortened in the middle to ``room`` pixels."""
+        font = _font(points)
+        text = visible(text)
+        kept = len(text)
+        shown = text
+        while kept > 1 and self._draw.textlength(shown, font=font) > room:
+            kept -= 1
+            shown = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
+        self._draw.text(corner, shown, font=font, fill=fill)
 
 
 @functools.cache

@@ -104,7 +104,7 @@ def test_lists_stand_below_each_other_and_wrap(files):
 
 def test_identities_are_called_what_the_user_calls_them(files, monkeypatch):
     written = []
-    monkeypatch.setattr(pictures, "_text", lambda draw, corner, text, *_, **__: written.append(text))
+    monkeypatch.setattr(pictures._Sheet, "_write", lambda self, corner, text, *_, **__: written.append(text))
     query, gallery = Sample(files["query"], 8, 0, name="shoe-17"), Sample(files["wide"], 9, 1, name="boot-3")
     ranked_list_picture([RankedList(query, 0.5, (Entry(gallery, 0.9, False, 1),))], (16, 8))
     assert "query.png: identity shoe-17, camera 0, AP 50.00 %" in written and "id boot-3, cam 1" in written
