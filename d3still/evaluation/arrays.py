@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,6 @@ import torch
 from torch import Tensor
 
 from d3still.errors import UserError
-
-_SHOWN = 5  # how many images an error names
 
 
 def comparable(query_feats: Any, gallery_feats: Any) -> tuple[Tensor, Tensor]:
@@ -70,11 +69,16 @@ def check_finite(values: Tensor, what: str) -> None:
     if not bad.any():
         return
     rows = bad.nonzero()[:, 0].tolist()
-    named = ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
+    named = some(rows, most=5)
     raise UserError(
         f"{len(rows)} of {len(values)} {what} are NaN or infinite (those of images {named}, counted from 0): "
         "look at these images, and at whether the training diverged"
     )
+
+
+def some(values: Sequence[object], most: int) -> str:
+    """The first few of them, for a message."""
+    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
 
 
 def at_least(least: int, value: int, name: str) -> int:
