@@ -11,12 +11,12 @@ from d3still.errors import UserError
 from d3still.plans.plan import PlannedRun
 from d3still.plans.training import Training
 from d3still.runs.finished import METRICS
+from d3still.runs.folder import RunFolder
 from d3still.text import visible
 
 logger = logging.getLogger(__name__)
 
 FINISHED, STARTED, MISSING, TRAINED, FAILED, BLOCKED = "finished", "started", "missing", "trained", "failed", "blocked"
-LAST = "last.pth"  # what an interrupted run goes on from
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def state_of(planned: PlannedRun, training: Training) -> Outcome:
             return Outcome(planned, FINISHED)
     except UserError as error:
         return Outcome(planned, FAILED, str(error))
-    return Outcome(planned, STARTED if (planned.folder / LAST).exists() else MISSING)
+    return Outcome(planned, STARTED if RunFolder(planned.folder).last.exists() else MISSING)
 
 
 def carry_out(plan: Sequence[PlannedRun], training: Training) -> list[Outcome]:
