@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 from markupsafe import Markup
 
@@ -16,19 +16,6 @@ from d3still.text import file_name
 
 THUMBNAIL = 72  # pixels, as large as the page shows them
 BUDGET = 10_000_000  # bytes of all pictures in a page, so that with everything else it stays below 15 MB
-
-
-@dataclass(frozen=True)
-class Card:
-    """A query as the query network sees it, what changed, and its list by each run: a heading with the images.
-
-    A picture is its address in the page; None where it cannot be read.
-    """
-
-    name: str
-    picture: Markup | None
-    change: str
-    sides: Sequence[tuple[str, Sequence[tuple[Markup | None, str, Entry]]]]
 
 
 class Album:
@@ -46,8 +33,12 @@ class Album:
         """Whether the budget is used up."""
         return self.left <= 0
 
-    def card(self, pairs: Pairs, i: int, lists: Mapping[str, RankedList], size: Size, max_pixels: int) -> Card:
-        """The card of the query at place ``i``: its list by the name of each run.
+    def card(
+        self, pairs: Pairs, i: int, lists: Mapping[str, RankedList], size: Size, max_pixels: int
+    ) -> dict[str, Any]:
+        """The page's card of a query: as the query network sees it, what changed, and its list by each run.
+
+        A picture is its address in the page; None where it cannot be read.
 
         Args:
             pairs: the queries.
@@ -56,13 +47,16 @@ class Album:
             size: (height, width) at which the query network sees the query.
             max_pixels: the largest image that is decoded.
         """
-        sides = [
-            (f"{name}: AP {100 * ranked.ap:.1f} %", [self._shown(entry, max_pixels) for entry in ranked.entries])
-            for name, ranked in lists.items()
-        ]
         query = next(iter(lists.values())).query
-        change = f"identity {pairs.names[i]}, {size[0]}×{size[1]} pixels; AP {pairs.change(i)}"
-        return Card(file_name(pairs.paths[i]), self._picture(query, max_pixels, size), change, sides)
+        return {
+            "sides": [
+                (f"{name}: AP {100 * ranked.ap:.1f} %", [self._shown(entry, max_pixels) for entry in ranked.entries])
+                for name, ranked in lists.items()
+            ],
+            "name": file_name(pairs.paths[i]),
+            "picture": self._picture(query, max_pixels, size),
+            "change": f"identity {pairs.names[i]}, {size[0]}×{size[1]} pixels; AP {pairs.change(i)}",
+        }
 
     def _shown(self, entry: Entry, max_pixels: int) -> tuple[Markup | None, str, Entry]:
         sample = entry.sample

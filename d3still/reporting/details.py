@@ -10,7 +10,7 @@ import numpy as np
 
 from d3still.errors import UserError
 from d3still.evaluation.lists import RankedList, most_changed
-from d3still.reporting.album import Album, Card
+from d3still.reporting.album import Album
 from d3still.reporting.figures import TALL, Bar, Chart, Series, bar_chart, line_chart, scatter
 from d3still.reporting.pairing import Pairs, mean_pairs, pairs_of_seeds
 from d3still.reporting.rows import COLUMNS, PROTOCOLS, Result, Row, shared_seeds
@@ -136,7 +136,7 @@ def sample_of(gains: np.ndarray) -> list[int]:
 
 def _queries(
     before: Row, after: Row, seed: int, pairs: Pairs, album: Album, lists_of: ListSource, count: int
-) -> tuple[list[str], list[tuple[str, list[Card]]]]:
+) -> tuple[list[str], list[tuple[str, list[dict[str, Any]]]]]:
     """What to say of the most improved and the most harmed queries, and their cards."""
     improved, harmed = most_changed(pairs.values, count)
     chosen = [*improved, *harmed]
