@@ -37,11 +37,6 @@ class Sweep:
     baseline: Row | None
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value has a place on a scale."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def read_sweep(plan: SweepPlan, usable: set[Path]) -> Sweep:
     """Results of the planned runs whose folders are usable.
 
@@ -76,7 +71,7 @@ def sweep_json(sweep: Sweep) -> str:
 def sweep_csv(sweep: Sweep) -> str:
     """A line a value, protocol and measure; percent."""
     lines = [
-        (value if is_number(value) else plain(value), *column, len(row.seeds), *row.summary(column))
+        (plain(value) if isinstance(value, tuple) else value, *column, len(row.seeds), *row.summary(column))
         for value, row in sweep.rows.items()
         for column in EVERY_COLUMN
     ]
@@ -100,7 +95,7 @@ def sweep_figure(sweep: Sweep) -> Figure:
     """
     figure = Figure(figsize=(2 * PANEL[0], 2 * PANEL[1]), layout="constrained")
     values = list(sweep.rows)
-    numeric = all(map(is_number, values))
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     places = values if numeric else list(range(len(values)))
     for axes, column in zip(figure.subplots(2, 2).flat, COLUMNS, strict=True):
         summaries = [row.summary(column) for row in sweep.rows.values()]
