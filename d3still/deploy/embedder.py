@@ -21,7 +21,7 @@ from d3still.data.sources import usable_cores
 from d3still.data.transforms import resize
 from d3still.deploy.listing import GalleryImage
 from d3still.deploy.network_files import ONNX, SAFETENSORS, Description, open_network
-from d3still.deploy.runners import EmbeddingGraph, Runner, onnx_runner, torch_runner
+from d3still.deploy.runners import Runner, onnx_runner, torch_runner
 from d3still.errors import UserError
 from d3still.files import user_path
 
@@ -72,9 +72,8 @@ class Embedder:
         if Path(path).suffix == ONNX:
             return cls(*onnx_runner(user_path(path), part), batch_size)
         network, description = open_network(path, part, config)
-        graph = EmbeddingGraph(network, description, normalize=False, l2=True)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        embedder = cls(torch_runner(graph, description, device), description, batch_size)
+        embedder = cls(torch_runner(network, description, device), description, batch_size)
         if Path(path).suffix != SAFETENSORS and "query" in description.networks:  # an export holds one network
             embedder._open_query_network = lambda: cls.from_checkpoint(path, "query", device, batch_size, config)
         return embedder

@@ -27,7 +27,7 @@ from d3still.deploy.network_files import (
     open_network,
 )
 from d3still.deploy.quantize import quantised, quiet
-from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, RESIZE_KEY, EmbeddingGraph, onnx_session, sealed
+from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, RESIZE_KEY, EmbeddingGraph, onnx_graph, sealed
 from d3still.errors import UserError, require
 from d3still.files import user_path, write_atomically, write_text
 from d3still.modeling.swin import SwinModel
@@ -111,7 +111,8 @@ def export_network(
         content, details = onnx_bytes(graph, description, fixed_size)
         details["differences"] = checked_differences(graph, content, description, details)
         if quantize:
-            content, details["quantized"] = quantised(content, description, calibration, accept_loss)
+            given = details["input"]
+            content, details["quantized"] = quantised(content, given, description, calibration, accept_loss)
         content = sealed(_with_metadata(content, graph, description))
     else:
         content, details = _safetensors_bytes(network.state_dict(), description), {}
@@ -228,7 +229,7 @@ def checked_differences(
     Raises:
         UserError: when one is larger than `TOLERANCE`, or onnxruntime is not installed.
     """
-    session, _ = onnx_session(content)
+    exported, _ = onnx_graph(content)
     sizes = [(batch, *description.size) for batch in CHECK_BATCHES]
     if graph.size:
         sizes += [(1, *(int(side * share) for side in description.size)) for share in RESIZED_FROM]
@@ -238,7 +239,7 @@ def checked_differences(
     found = {}
     for batch, *size in sizes:
         images = _example(graph, batch, tuple(size))
-        answer = F.normalize(torch.from_numpy(session.run(None, {details["input"]: images.numpy()})[0]))
+        answer = F.normalize(torch.from_numpy(exported(images.numpy())))
         resized = tuple(size) != description.size and graph.size is not None
         with torch.inference_mode():
             pixels = torch.stack([resize(image, description.size) for image in images]) if resized else images
