@@ -139,7 +139,7 @@ def main() -> None:
     from d3still.deploy import IndexBuilder, IndexOptions, torchrun_ranks
     from d3still.deploy.build import remove_images
     from d3still.deploy.index import read_header
-    from d3still.deploy.listing import run_gallery
+    from d3still.deploy.listing import run_dataset
     from d3still.engine.events import logging_to
 
     sys.stdout.reconfigure(errors="backslashreplace")  # paths need not be Unicode
@@ -161,7 +161,7 @@ def main() -> None:
         if args.command == "sync":
             builder.sync(args.folder)
             return
-        images = args.images or run_gallery(network.description)
+        images = args.images or run_dataset(network.description).gallery
         if args.command == "add":
             builder.add(images)
         elif args.engine == "milvus":
