@@ -109,15 +109,13 @@ class GalleryIndex(Gallery):
         """
         options, listed = options or IndexOptions(), list_images(images)
         asked = None if options.kind == "exact" else held_out(embedder, listed, queries)
-        stamps = stamps_of(listed)
-        kept, features, unreadable = _embedded(embedder, listed)
+        kept, blocks, unreadable, stamps = _embedded(embedder, listed)
         index = new_index(options, embedder.description.feature_width, len(kept))
-        train(index, lambda: iter(features), len(kept))
-        add(index, lambda: iter(features))
-        header = header_of(embedder.description, options, unreadable)
-        found = cls(index, kept, header, stamps=[stamps[image] for image in kept])
+        train(index, blocks, len(kept))
+        add(index, blocks)
+        found = cls(index, kept, header_of(embedder.description, options, unreadable), stamps=stamps)
         if asked is not None:
-            found.measure(lambda: iter(features), options, recall_queries(embedder, kept, asked, query_network))
+            found.measure(blocks, options, recall_queries(embedder, kept, asked, query_network))
         return found
 
     @classmethod
@@ -177,9 +175,8 @@ class GalleryIndex(Gallery):
         new = self.missing(list_images(images))
         if not new:
             return []
-        stamps = stamps_of(new)
-        kept, features, unreadable = _embedded(embedder, new)
-        self.append(kept, lambda: iter(features), unreadable, [stamps[image] for image in kept])
+        kept, *more = _embedded(embedder, new)
+        self.append(kept, *more)
         return kept
 
     def append(
@@ -281,11 +278,6 @@ class GalleryIndex(Gallery):
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def width(self) -> int:
-        """D of its features."""
-        return self.index.d
-
     def _rows(self, field: str) -> dict[str, np.ndarray]:
         """Name → rows, of all identities or of all cameras; made at the first search that asks for it."""
         if field not in self._named:
@@ -299,8 +291,9 @@ class GalleryIndex(Gallery):
 
 def _embedded(
     embedder: Embedder, images: list[GalleryImage]
-) -> tuple[list[GalleryImage], list[np.ndarray], dict[str, str]]:
-    """The readable images, their features in blocks, and why the others are not."""
+) -> tuple[list[GalleryImage], Blocks, dict[str, str], list[Stamp]]:
+    """What `Gallery.append` takes: the readable images, their features, why the others are not, and their stamps."""
+    stamps = stamps_of(images)
     kept: list[GalleryImage] = []
     features: list[np.ndarray] = []
     unreadable: dict[str, str] = {}
@@ -310,7 +303,7 @@ def _embedded(
         unreadable |= {images[position].path: why for position, why in batch.unreadable.items()}
     if not kept:
         raise UserError(f"none of the {len(images)} images can be read; {next(iter(unreadable.values()))}")
-    return kept, features, unreadable
+    return kept, lambda: iter(features), unreadable, [stamps[image] for image in kept]
 
 
 def write_faiss(index: Any, write: Callable[[bytes], int]) -> None:

@@ -137,11 +137,6 @@ class MilvusGallery(Gallery):
         with _asking(self._uri):
             return self._client.query(self._collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
-    @property
-    def width(self) -> int:
-        """D of its features."""
-        return self.header["embedding"]["feature_width"]
-
     def image_of(self, id: int) -> GalleryImage | None:
         """See `Gallery.image_of`."""
         if not 0 <= id < 2**63:
