@@ -95,16 +95,17 @@ def opened(args: argparse.Namespace) -> Gallery:
 
 
 def build_in_milvus(args: argparse.Namespace, builder: IndexBuilder, network: Embedder, images: Any) -> None:
-    """Make the collection, where it is missing, then embed what it does not hold."""
+    """Make the collection on rank 0, where it is missing, then embed what it does not hold."""
     if args.kind != "exact" or args.queries or args.query_weights:
         raise UserError("Milvus chooses its kind of index itself: leave out --kind, --queries and --query-weights")
     from d3still.deploy import IndexOptions
     from d3still.deploy.gallery import header_of
     from d3still.deploy.milvus import MilvusGallery
 
-    header = header_of(network.description, IndexOptions(), {})
-    with suppress(UserError) if not args.overwrite else nullcontext():
-        MilvusGallery.create(args.uri, header, overwrite=args.overwrite).close()  # or it is there, and is added to
+    if builder.ranks.is_main:
+        header = header_of(network.description, IndexOptions(), {})
+        with suppress(UserError) if not args.overwrite else nullcontext():
+            MilvusGallery.create(args.uri, header, overwrite=args.overwrite).close()  # or it is there, and is added to
     builder.add(images)
 
 

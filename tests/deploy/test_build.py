@@ -261,14 +261,14 @@ def test_an_addition_that_is_killed_loses_nothing(gallery, pictures, tmp_path, m
         assert found.search(gallery, paths[place], topk=1)[0].path == str(paths[place])
 
 
-def test_adding_in_a_file(gallery, query_of, pictures, tmp_path):
+def test_adding_in_a_file(gallery, query, pictures, tmp_path):
     out = builder(gallery, tmp_path / "g.index").build(sorted(pictures.iterdir())[:25])
     assert builder(gallery, out).add(pictures) == 15
     assert builder(gallery, out).add(pictures) == 0
     assert len(GalleryIndex.load(out)) == 40
     retrained = Embedder.from_checkpoint(save_run(tmp_path / "run/acd.pth", gallery=3), "gallery")
     before = out.read_bytes()
-    for other in (retrained, query_of):
+    for other in (retrained, query):
         with pytest.raises(UserError, match=r"g\.index: the index was made by.*must be embedded again"):
             builder(other, out).add(save_pictures(tmp_path / "more", 2, first=80))
     assert out.read_bytes() == before
@@ -326,11 +326,6 @@ def test_removing_by_path_and_identity(gallery, tmp_path):
     assert builder(gallery, out).add(table) == 3
     assert GalleryIndex.load(out).ids.tolist() == [2, 4, 5, 6, 7], "no id is given again"
     assert leftovers(tmp_path) == ["g.index", "p"]
-
-
-@pytest.fixture(scope="module")
-def query_of(run):
-    return Embedder.from_checkpoint(run, "query")
 
 
 def test_two_builds_of_one_index_do_not_meet(gallery, pictures, tmp_path, monkeypatch):

@@ -28,16 +28,6 @@ def others(tmp_path_factory):
     return save_pictures(tmp_path_factory.mktemp("others"), 30, first=400)
 
 
-@pytest.fixture(scope="module")
-def gallery(run):
-    return Embedder.from_checkpoint(run, "gallery")
-
-
-@pytest.fixture(scope="module")
-def query(run):
-    return Embedder.from_checkpoint(run, "query")
-
-
 def true_recall(index, gallery_features, features):
     """Independent: the share of the ten largest products that the index's first ten answers hold."""
     best = np.argsort(-(features @ gallery_features.T), axis=1)[:, :10]
