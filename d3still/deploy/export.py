@@ -17,15 +17,7 @@ from torch import Tensor
 
 from d3still import __version__
 from d3still.data.transforms import resize
-from d3still.deploy.network_files import (
-    COLOUR_RULE,
-    METADATA_KEY,
-    ONNX,
-    RESIZE_RULE,
-    SAFETENSORS,
-    Description,
-    open_network,
-)
+from d3still.deploy.network_files import COLOUR_RULE, METADATA_KEY, RESIZE_RULE, Description, open_network
 from d3still.deploy.quantize import quantised, quiet
 from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, RESIZE_KEY, EmbeddingGraph, onnx_graph, sealed
 from d3still.errors import UserError, require
@@ -33,7 +25,6 @@ from d3still.files import user_path, write_atomically, write_text
 from d3still.modeling.swin import SwinModel
 
 FORMATS, QUANTISED = ("onnx", "safetensors"), ("int8",)
-_SUFFIX = {"onnx": ONNX, "safetensors": SAFETENSORS}
 CHECK_BATCHES = (1, 3, 14)
 TOLERANCE = 1e-4  # largest difference of any number of an L2-normalised feature
 OTHER_SIZE = (1.25, 0.75)  # a dynamic graph is also checked at this share of its height and width
@@ -99,9 +90,9 @@ def export_network(
         raise UserError(f"the format '{format}' is not known; choose {' or '.join(FORMATS)}")
     network, description = open_network(weights, part, config)
     path = user_path(weights).parent if out is None else user_path(out)
-    path = path / f"{description.part}{_SUFFIX[format]}" if path.is_dir() else path
-    if path.suffix != _SUFFIX[format]:
-        raise UserError(f"{path}: a file of the format {format} must end in {_SUFFIX[format]}; correct --out")
+    path = path / f"{description.part}.{format}" if path.is_dir() else path
+    if path.suffix != f".{format}":
+        raise UserError(f"{path}: a file of the format {format} must end in .{format}; correct --out")
     if quantize and (format != "onnx" or quantize not in QUANTISED or not normalize):
         raise UserError(f"--quantize takes {', '.join(QUANTISED)}, for the format onnx and without --no-normalize")
     if format == "onnx":

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from d3still.data import ImageError, read_image
 from d3still.data.transforms import resize
-from d3still.deploy.listing import GalleryImage, list_images, run_dataset
+from d3still.deploy.listing import list_images, run_dataset
 from d3still.deploy.network_files import Description
 from d3still.deploy.runners import onnx_graph
 from d3still.errors import UserError, require
@@ -96,18 +96,15 @@ def _pixels(description: Description, images: Images) -> np.ndarray:
         raise UserError("which images its network was trained on is not known; name some with --calibration") from error
     wanted = CALIBRATED_ON + COMPARED_ON
     chosen = listed[:: max(1, len(listed) // wanted)][:wanted]
-    found = [pixels for image in chosen if (pixels := _resized(image, description)) is not None]
+    found = []
+    for image in chosen:
+        try:
+            found.append(resize(read_image(image.path, image.box, description.max_pixels), description.size))
+        except ImageError as error:
+            logger.warning("left out: %s", error)
     if len(found) < 2:
         raise UserError(f"int8 is calibrated on at least two images, not {len(found)}; name more with --calibration")
     return torch.stack(found).contiguous().numpy()  # an image read has its channels last in memory
-
-
-def _resized(image: GalleryImage, description: Description) -> torch.Tensor | None:
-    try:
-        return resize(read_image(image.path, image.box, description.max_pixels), description.size)
-    except ImageError as error:
-        logger.warning("left out: %s", error)
-        return None
 
 
 def _quantised(content: bytes, given: str, pixels: np.ndarray, per_channel: bool, method: str) -> bytes:
