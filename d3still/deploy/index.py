@@ -125,8 +125,11 @@ class GalleryIndex(Gallery):
         Raises:
             UserError: when it is missing, of another version, cut short or damaged.
         """
-        path = user_path(path)
-        header, columns, index = load_index_file(path)
+        path, faiss = user_path(path), require("faiss", "an index")
+        with _opened(path) as (archive, header):
+            columns = json.loads(archive.read(_IMAGES))
+            with archive.open(_FAISS) as member:
+                index = faiss.read_index(faiss.PyCallbackIOReader(member.read))
         try:
             boxes = (None if box is None else tuple(box) for box in columns["boxes"])
             rows = zip(columns["paths"], columns["identities"], boxes, columns["cameras"], strict=True)
@@ -314,21 +317,8 @@ def write_faiss(index: Any, write: Callable[[bytes], int]) -> None:
     del writer  # it still holds what it has not passed on
 
 
-def load_index_file(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Header, images and FAISS index of a file.
-
-    Raises:
-        UserError: when it is missing, no index, of another version, cut short or damaged.
-    """
-    faiss = require("faiss", "an index")
-    with _opened(path) as (archive, header):
-        images = json.loads(archive.read(_IMAGES))
-        with archive.open(_FAISS) as member:
-            return header, images, faiss.read_index(faiss.PyCallbackIOReader(member.read))
-
-
 def read_header(path: Path) -> dict[str, Any]:
-    """The header alone; the rest is only checked for damage. Errors as of `load_index_file`."""
+    """The header alone; the rest is only checked for damage. Errors as of `GalleryIndex.load`."""
     with _opened(path) as (_, header):
         return header
 
