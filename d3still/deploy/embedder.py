@@ -94,9 +94,7 @@ class Embedder:
         """
         items, single = image_list(images)
         batches = [self.embed_pixels(pixels) for pixels in self._pixel_batches(iter(items))]
-        if not batches:
-            return self.no_features()
-        features = np.concatenate(batches)
+        features = np.concatenate([self.no_features(), *batches])
         return features[0] if single else features
 
     def embed_pixels(self, pixels: Tensor) -> np.ndarray:
