@@ -182,6 +182,8 @@ def onnx_bytes(graph: EmbeddingGraph, description: Description, fixed_size: bool
             verbose=False,
         )
     model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # stack traces, which name folders of this machine
     details = {
         "opset": next(entry.version for entry in model.opset_import if not entry.domain),
         "input": name,

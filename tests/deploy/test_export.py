@@ -20,6 +20,7 @@ from d3still.deploy.runners import onnx_graph
 from d3still.errors import UserError
 from d3still.modeling import build_model, load_weights
 from tests.deploy.small import CLASSES, NAME, make_config, make_network, needs, picture, save_pictures, save_run
+from tests.tiny import REPOSITORY
 
 needs_onnx = needs("onnx", "onnxscript", "onnxruntime")
 needs_safetensors = needs("safetensors")
@@ -78,6 +79,13 @@ def test_model_card(run, exported):
     assert graph["input_shape"] == ["batch", 3, "height", "width"] and graph["opset"] >= 18
     assert set(graph["differences"]) == {"1 × 12 × 16", "3 × 12 × 16", "14 × 12 × 16", "3 × 32 × 32"}
     assert max(graph["differences"].values()) <= TOLERANCE
+
+
+@needs_onnx
+def test_a_file_names_no_folder_of_this_machine(exported, resizing):
+    for export in (exported, resizing):
+        content = export.path.read_bytes()
+        assert str(REPOSITORY).encode() not in content and b"site-packages" not in content
 
 
 @needs_onnx
