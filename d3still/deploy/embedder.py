@@ -231,12 +231,12 @@ def _of_pil(image: Image.Image, max_pixels: int) -> Tensor:
     if image.width * image.height > max_pixels:  # told from its header: an opened file is not decoded yet
         size = f"{image.width} × {image.height} pixels"
         raise ImageError(f"the image has {size}, more than DATALOADER.MAX_PIXELS {max_pixels} allows; make it smaller")
+    _require_pixels((3, image.height, image.width))
     try:
-        pixels = to_pixels(image)
+        return to_pixels(image)
     except DECODE_ERRORS as error:
         name = getattr(image, "filename", "") or f"the {image.mode} image"
         raise ImageError(f"{name} cannot be decoded ({' '.join(str(error).split())}); replace it") from error
-    return _checked(pixels, tuple(pixels.shape))
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -253,9 +253,9 @@ def _of_array(array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
             f"an array of shape {shape} is no image (H, W, 3); pass channels-first images as tensors (3, H, W)"
         )
     array = _bytes(array)
+    _require_pixels(shape)
     if array.ndim == 3 and array.shape[2] == 3:
-        return _checked(torch.from_numpy(np.array(array)).permute(2, 0, 1), shape)
-    _checked(array, shape)
+        return torch.from_numpy(np.array(array)).permute(2, 0, 1)
     return to_pixels(Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2:] == (1,) else array)))
 
 
@@ -273,7 +273,6 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     return np.rint(array.astype(np.float64) * _FULL).astype(np.uint8)
 
 
-def _checked(pixels: Any, shape: tuple[int, ...]) -> Any:
-    if 0 in pixels.shape:
+def _require_pixels(shape: tuple[int, ...]) -> None:
+    if 0 in shape:
         raise UserError(f"an image of shape {shape} holds no pixel")
-    return pixels
