@@ -23,10 +23,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.goals import Goal, judge
-from d3still.data import Sample, build_dataset
+from d3still.data import Sample
 from d3still.deploy import Embedder, GalleryIndex, IndexBuilder, export_network
 from d3still.deploy.embedder import embed_images
-from d3still.deploy.listing import list_images
+from d3still.deploy.listing import list_images, run_dataset
 from d3still.errors import UserError
 
 NEAR = 1e-4  # cosine; what export may change
@@ -60,10 +60,7 @@ def agreement(run: Path, folder: Path, fixed_size: bool = False) -> Agreement:
         first_hit = arrays[f"{'AIR' if part == 'query' else 'SIR'}_first_hit"]
         paths = arrays["query_paths"].tolist()
     config = gallery.description.config
-    data = config["DATASETS"]
-    dataset = build_dataset(
-        data["NAMES"], data["ROOT_DIR"], split=data["SPLIT"], camera_pattern=data["CAMERA_PATTERN"]
-    )
+    data, dataset = config["DATASETS"], run_dataset(gallery.description)
     if [sample.path for sample in dataset.query] != paths:
         other = f"its queries are not those of {data['NAMES']} in {data['ROOT_DIR']}"
         raise UserError(f"{run}: {other}; start this where the run was started")

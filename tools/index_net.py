@@ -95,16 +95,17 @@ def opened(args: argparse.Namespace) -> Gallery:
 
 
 def build_in_milvus(args: argparse.Namespace, builder: IndexBuilder, network: Embedder, images: Any) -> None:
-    """Make the collection, where it is missing, then embed what it does not hold."""
+    """Make the collection on rank 0, where it is missing, then embed what it does not hold."""
     if args.kind != "exact" or args.queries or args.query_weights:
         raise UserError("Milvus chooses its kind of index itself: leave out --kind, --queries and --query-weights")
     from d3still.deploy import IndexOptions
     from d3still.deploy.gallery import header_of
     from d3still.deploy.milvus import MilvusGallery
 
-    header = header_of(network.description, IndexOptions(), {})
-    with suppress(UserError) if not args.overwrite else nullcontext():
-        MilvusGallery.create(args.uri, header, overwrite=args.overwrite).close()  # or it is there, and is added to
+    if builder.ranks.is_main:
+        header = header_of(network.description, IndexOptions(), {})
+        with suppress(UserError) if not args.overwrite else nullcontext():
+            MilvusGallery.create(args.uri, header, overwrite=args.overwrite).close()  # or it is there, and is added to
     builder.add(images)
 
 
@@ -139,7 +140,7 @@ def main() -> None:
     from d3still.deploy import IndexBuilder, IndexOptions, torchrun_ranks
     from d3still.deploy.build import remove_images
     from d3still.deploy.index import read_header
-    from d3still.deploy.listing import run_gallery
+    from d3still.deploy.listing import run_dataset
     from d3still.engine.events import logging_to
 
     sys.stdout.reconfigure(errors="backslashreplace")  # paths need not be Unicode
@@ -161,7 +162,7 @@ def main() -> None:
         if args.command == "sync":
             builder.sync(args.folder)
             return
-        images = args.images or run_gallery(network.description)
+        images = args.images or run_dataset(network.description).gallery
         if args.command == "add":
             builder.add(images)
         elif args.engine == "milvus":

@@ -218,13 +218,12 @@ class IndexBuilder:
         return keyed(images), gone
 
     def _is_complete(self, listed: Listed, options: IndexOptions) -> bool:
-        header = read_header(self.out)
         wanted = {
             "embedding": self.embedder.description.embedding(),
             "options": asdict(options),
             "source": _digest(listed),
         }
-        return all(header.get(key) == value for key, value in wanted.items())
+        return wanted.items() <= read_header(self.out).items()
 
     def _embed(self, listed: Listed) -> None:
         """Put the features of this rank's share into the store, then wait for the others'."""

@@ -21,7 +21,7 @@ from d3still.data.sources import usable_cores
 from d3still.data.transforms import resize
 from d3still.deploy.listing import GalleryImage
 from d3still.deploy.network_files import ONNX, SAFETENSORS, Description, open_network
-from d3still.deploy.runners import EmbeddingGraph, Runner, onnx_runner, torch_runner
+from d3still.deploy.runners import Runner, onnx_runner, torch_runner
 from d3still.errors import UserError
 from d3still.files import user_path
 
@@ -72,9 +72,8 @@ class Embedder:
         if Path(path).suffix == ONNX:
             return cls(*onnx_runner(user_path(path), part), batch_size)
         network, description = open_network(path, part, config)
-        graph = EmbeddingGraph(network, description, normalize=False, l2=True)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        embedder = cls(torch_runner(graph, description, device), description, batch_size)
+        embedder = cls(torch_runner(network, description, device), description, batch_size)
         if Path(path).suffix != SAFETENSORS and "query" in description.networks:  # an export holds one network
             embedder._open_query_network = lambda: cls.from_checkpoint(path, "query", device, batch_size, config)
         return embedder
@@ -95,9 +94,7 @@ class Embedder:
         """
         items, single = image_list(images)
         batches = [self.embed_pixels(pixels) for pixels in self._pixel_batches(iter(items))]
-        if not batches:
-            return self.no_features()
-        features = np.concatenate(batches)
+        features = np.concatenate([self.no_features(), *batches])
         return features[0] if single else features
 
     def embed_pixels(self, pixels: Tensor) -> np.ndarray:
@@ -234,12 +231,12 @@ def _of_pil(image: Image.Image, max_pixels: int) -> Tensor:
     if image.width * image.height > max_pixels:  # told from its header: an opened file is not decoded yet
         size = f"{image.width} × {image.height} pixels"
         raise ImageError(f"the image has {size}, more than DATALOADER.MAX_PIXELS {max_pixels} allows; make it smaller")
+    _require_pixels((3, image.height, image.width))
     try:
-        pixels = to_pixels(image)
+        return to_pixels(image)
     except DECODE_ERRORS as error:
         name = getattr(image, "filename", "") or f"the {image.mode} image"
         raise ImageError(f"{name} cannot be decoded ({' '.join(str(error).split())}); replace it") from error
-    return _checked(pixels, tuple(pixels.shape))
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -256,9 +253,9 @@ def _of_array(array: np.ndarray, shape: tuple[int, ...]) -> Tensor:
             f"an array of shape {shape} is no image (H, W, 3); pass channels-first images as tensors (3, H, W)"
         )
     array = _bytes(array)
+    _require_pixels(shape)
     if array.ndim == 3 and array.shape[2] == 3:
-        return _checked(torch.from_numpy(np.array(array)).permute(2, 0, 1), shape)
-    _checked(array, shape)
+        return torch.from_numpy(np.array(array)).permute(2, 0, 1)
     return to_pixels(Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2:] == (1,) else array)))
 
 
@@ -276,7 +273,6 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     return np.rint(array.astype(np.float64) * _FULL).astype(np.uint8)
 
 
-def _checked(pixels: Any, shape: tuple[int, ...]) -> Any:
-    if 0 in pixels.shape:
+def _require_pixels(shape: tuple[int, ...]) -> None:
+    if 0 in shape:
         raise UserError(f"an image of shape {shape} holds no pixel")
-    return pixels

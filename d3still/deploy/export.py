@@ -17,23 +17,14 @@ from torch import Tensor
 
 from d3still import __version__
 from d3still.data.transforms import resize
-from d3still.deploy.network_files import (
-    COLOUR_RULE,
-    METADATA_KEY,
-    ONNX,
-    RESIZE_RULE,
-    SAFETENSORS,
-    Description,
-    open_network,
-)
+from d3still.deploy.network_files import COLOUR_RULE, METADATA_KEY, RESIZE_RULE, Description, open_network
 from d3still.deploy.quantize import quantised, quiet
-from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, RESIZE_KEY, EmbeddingGraph, onnx_session, sealed
+from d3still.deploy.runners import L2_KEY, NORMALIZE_KEY, RESIZE_KEY, EmbeddingGraph, onnx_graph, sealed
 from d3still.errors import UserError, require
 from d3still.files import user_path, write_atomically, write_text
 from d3still.modeling.swin import SwinModel
 
 FORMATS, QUANTISED = ("onnx", "safetensors"), ("int8",)
-_SUFFIX = {"onnx": ONNX, "safetensors": SAFETENSORS}
 CHECK_BATCHES = (1, 3, 14)
 TOLERANCE = 1e-4  # largest difference of any number of an L2-normalised feature
 OTHER_SIZE = (1.25, 0.75)  # a dynamic graph is also checked at this share of its height and width
@@ -99,9 +90,9 @@ def export_network(
         raise UserError(f"the format '{format}' is not known; choose {' or '.join(FORMATS)}")
     network, description = open_network(weights, part, config)
     path = user_path(weights).parent if out is None else user_path(out)
-    path = path / f"{description.part}{_SUFFIX[format]}" if path.is_dir() else path
-    if path.suffix != _SUFFIX[format]:
-        raise UserError(f"{path}: a file of the format {format} must end in {_SUFFIX[format]}; correct --out")
+    path = path / f"{description.part}.{format}" if path.is_dir() else path
+    if path.suffix != f".{format}":
+        raise UserError(f"{path}: a file of the format {format} must end in .{format}; correct --out")
     if quantize and (format != "onnx" or quantize not in QUANTISED or not normalize):
         raise UserError(f"--quantize takes {', '.join(QUANTISED)}, for the format onnx and without --no-normalize")
     if format == "onnx":
@@ -111,7 +102,8 @@ def export_network(
         content, details = onnx_bytes(graph, description, fixed_size)
         details["differences"] = checked_differences(graph, content, description, details)
         if quantize:
-            content, details["quantized"] = quantised(content, description, calibration, accept_loss)
+            given = details["input"]
+            content, details["quantized"] = quantised(content, given, description, calibration, accept_loss)
         content = sealed(_with_metadata(content, graph, description))
     else:
         content, details = _safetensors_bytes(network.state_dict(), description), {}
@@ -190,6 +182,8 @@ def onnx_bytes(graph: EmbeddingGraph, description: Description, fixed_size: bool
             verbose=False,
         )
     model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # stack traces, which name folders of this machine
     details = {
         "opset": next(entry.version for entry in model.opset_import if not entry.domain),
         "input": name,
@@ -228,7 +222,7 @@ def checked_differences(
     Raises:
         UserError: when one is larger than `TOLERANCE`, or onnxruntime is not installed.
     """
-    session, _ = onnx_session(content)
+    exported, _ = onnx_graph(content)
     sizes = [(batch, *description.size) for batch in CHECK_BATCHES]
     if graph.size:
         sizes += [(1, *(int(side * share) for side in description.size)) for share in RESIZED_FROM]
@@ -238,7 +232,7 @@ def checked_differences(
     found = {}
     for batch, *size in sizes:
         images = _example(graph, batch, tuple(size))
-        answer = F.normalize(torch.from_numpy(session.run(None, {details["input"]: images.numpy()})[0]))
+        answer = F.normalize(torch.from_numpy(exported(images.numpy())))
         resized = tuple(size) != description.size and graph.size is not None
         with torch.inference_mode():
             pixels = torch.stack([resize(image, description.size) for image in images]) if resized else images

@@ -98,9 +98,9 @@ class Gallery(ABC):
         """The number of images."""
 
     @property
-    @abstractmethod
     def width(self) -> int:
         """D of its features."""
+        return self.header["embedding"]["feature_width"]
 
     @abstractmethod
     def image_of(self, id: int) -> GalleryImage | None:

@@ -109,15 +109,13 @@ class GalleryIndex(Gallery):
         """
         options, listed = options or IndexOptions(), list_images(images)
         asked = None if options.kind == "exact" else held_out(embedder, listed, queries)
-        stamps = stamps_of(listed)
-        kept, features, unreadable = _embedded(embedder, listed)
+        kept, blocks, unreadable, stamps = _embedded(embedder, listed)
         index = new_index(options, embedder.description.feature_width, len(kept))
-        train(index, lambda: iter(features), len(kept))
-        add(index, lambda: iter(features))
-        header = header_of(embedder.description, options, unreadable)
-        found = cls(index, kept, header, stamps=[stamps[image] for image in kept])
+        train(index, blocks, len(kept))
+        add(index, blocks)
+        found = cls(index, kept, header_of(embedder.description, options, unreadable), stamps=stamps)
         if asked is not None:
-            found.measure(lambda: iter(features), options, recall_queries(embedder, kept, asked, query_network))
+            found.measure(blocks, options, recall_queries(embedder, kept, asked, query_network))
         return found
 
     @classmethod
@@ -127,8 +125,11 @@ class GalleryIndex(Gallery):
         Raises:
             UserError: when it is missing, of another version, cut short or damaged.
         """
-        path = user_path(path)
-        header, columns, index = load_index_file(path)
+        path, faiss = user_path(path), require("faiss", "an index")
+        with _opened(path) as (archive, header):
+            columns = json.loads(archive.read(_IMAGES))
+            with archive.open(_FAISS) as member:
+                index = faiss.read_index(faiss.PyCallbackIOReader(member.read))
         try:
             boxes = (None if box is None else tuple(box) for box in columns["boxes"])
             rows = zip(columns["paths"], columns["identities"], boxes, columns["cameras"], strict=True)
@@ -177,9 +178,8 @@ class GalleryIndex(Gallery):
         new = self.missing(list_images(images))
         if not new:
             return []
-        stamps = stamps_of(new)
-        kept, features, unreadable = _embedded(embedder, new)
-        self.append(kept, lambda: iter(features), unreadable, [stamps[image] for image in kept])
+        kept, *more = _embedded(embedder, new)
+        self.append(kept, *more)
         return kept
 
     def append(
@@ -281,11 +281,6 @@ class GalleryIndex(Gallery):
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def width(self) -> int:
-        """D of its features."""
-        return self.index.d
-
     def _rows(self, field: str) -> dict[str, np.ndarray]:
         """Name → rows, of all identities or of all cameras; made at the first search that asks for it."""
         if field not in self._named:
@@ -299,8 +294,9 @@ class GalleryIndex(Gallery):
 
 def _embedded(
     embedder: Embedder, images: list[GalleryImage]
-) -> tuple[list[GalleryImage], list[np.ndarray], dict[str, str]]:
-    """The readable images, their features in blocks, and why the others are not."""
+) -> tuple[list[GalleryImage], Blocks, dict[str, str], list[Stamp]]:
+    """What `Gallery.append` takes: the readable images, their features, why the others are not, and their stamps."""
+    stamps = stamps_of(images)
     kept: list[GalleryImage] = []
     features: list[np.ndarray] = []
     unreadable: dict[str, str] = {}
@@ -310,7 +306,7 @@ def _embedded(
         unreadable |= {images[position].path: why for position, why in batch.unreadable.items()}
     if not kept:
         raise UserError(f"none of the {len(images)} images can be read; {next(iter(unreadable.values()))}")
-    return kept, features, unreadable
+    return kept, lambda: iter(features), unreadable, [stamps[image] for image in kept]
 
 
 def write_faiss(index: Any, write: Callable[[bytes], int]) -> None:
@@ -321,21 +317,8 @@ def write_faiss(index: Any, write: Callable[[bytes], int]) -> None:
     del writer  # it still holds what it has not passed on
 
 
-def load_index_file(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Header, images and FAISS index of a file.
-
-    Raises:
-        UserError: when it is missing, no index, of another version, cut short or damaged.
-    """
-    faiss = require("faiss", "an index")
-    with _opened(path) as (archive, header):
-        images = json.loads(archive.read(_IMAGES))
-        with archive.open(_FAISS) as member:
-            return header, images, faiss.read_index(faiss.PyCallbackIOReader(member.read))
-
-
 def read_header(path: Path) -> dict[str, Any]:
-    """The header alone; the rest is only checked for damage. Errors as of `load_index_file`."""
+    """The header alone; the rest is only checked for damage. Errors as of `GalleryIndex.load`."""
     with _opened(path) as (_, header):
         return header
 

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -99,9 +100,7 @@ def train(index: Any, blocks: Blocks, count: int) -> None:
     """Let an index learn its lists and codes from evenly spread features; nothing to do for the others."""
     if index.is_trained:
         return
-    wanted = _LEARNT_FROM * max(index.nlist, _CODES)
-    positions = np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(np.int64))
-    index.train(gather(blocks, positions))
+    index.train(gather(blocks, _evenly(count, _LEARNT_FROM * max(index.nlist, _CODES))))
 
 
 def add(index: Any, blocks: Blocks) -> None:
@@ -263,9 +262,9 @@ def recall_queries(
             return Queries(features, None, f"{len(rows)} images that the gallery does not hold, {asking.description}")
     if network is None:
         return None
-    rows = _spread(range(len(gallery)), QUERIES)
+    rows = _evenly(len(gallery), QUERIES)
     places, features = _embedded(network, [gallery[row] for row in rows])
-    own = np.array([rows[place] for place in places])
+    own = rows[places]
     return Queries(features, own, f"{len(own)} {_OWN}, {network.description}") if places else None
 
 
@@ -286,11 +285,11 @@ def tune(index: Any, blocks: Blocks, options: IndexOptions, queries: Queries | N
     at = min(RECALL_AT, count - (queries.own is not None))
     if options.kind == "exact" or at < 1:
         return None
-    truth = _exact_neighbours(queries, blocks, at)
+    truth = _neighbours(partial(_exact, blocks), queries, at)
 
     def measured(effort: int) -> float:
         set_effort(index, effort)
-        pairs = zip(_neighbours(index, queries, at), truth, strict=True)
+        pairs = zip(_neighbours(lambda *asked: index.search(*asked)[1], queries, at), truth, strict=True)
         return float(np.mean([len(np.intersect1d(found, best)) / at for found, best in pairs]))
 
     start, highest = (1, index.nlist) if has_lists(index) else (at + 1, count)
@@ -334,37 +333,24 @@ def _least_effort(
 
 
 def _own_queries(blocks: Blocks, count: int) -> Queries:
-    rows = np.unique(np.linspace(0, count - 1, min(QUERIES, count)).astype(np.int64))
+    rows = _evenly(count, QUERIES)
     return Queries(gather(blocks, rows), rows, f"{len(rows)} {_OWN}, by the gallery network")
 
 
-def _neighbours(index: Any, queries: Queries, at: int) -> np.ndarray:
-    """The index's answer (Q, at), without the query itself where the index holds it."""
+def _neighbours(search: Callable[[np.ndarray, int], np.ndarray], queries: Queries, at: int) -> np.ndarray:
+    """A search's answer (Q, at), without the query itself where the gallery holds it."""
     if queries.own is None:
-        return index.search(queries.features, at)[1]
-    _, found = index.search(queries.features, at + 1)
+        return search(queries.features, at)
+    found = search(queries.features, at + 1)
     itself = found == queries.own[:, None]
     itself[~itself.any(axis=1), -1] = True  # it was not found: the last one goes instead
     return found[~itself].reshape(len(found), at)
 
 
-def _exact_neighbours(queries: Queries, blocks: Blocks, at: int) -> np.ndarray:
-    """The ``at`` best of all features for each query (Q, at), itself excepted; one block in memory at a time."""
-    features, own = queries.features, queries.own
-    scores = np.full((len(features), at), -np.inf, np.float32)
-    found = np.full((len(features), at), -1, np.int64)
-    start = 0
-    for block in blocks():
-        both = np.concatenate([scores, features @ block.T], axis=1)  # the best so far, then this block
-        if own is not None:
-            inside = np.flatnonzero((own >= start) & (own < start + len(block)))
-            both[inside, at + own[inside] - start] = -np.inf
-        best = np.argpartition(-both, at - 1, axis=1)[:, :at]
-        scores = np.take_along_axis(both, best, axis=1)
-        former = np.take_along_axis(found, np.minimum(best, at - 1), axis=1)
-        found = np.where(best < at, former, start + best - at)
-        start += len(block)
-    return found
+def _exact(blocks: Blocks, features: np.ndarray, at: int) -> np.ndarray:
+    """The ``at`` best of all features for each query (Q, at); one block in memory at a time."""
+    search = require("faiss.contrib.exhaustive_search", "an index").knn_ground_truth
+    return search(features, blocks(), at, require("faiss", "an index").METRIC_INNER_PRODUCT, ngpu=0)[1]
 
 
 def _embedded(network: Embedder, images: Sequence[GalleryImage]) -> tuple[list[int], np.ndarray]:
@@ -377,7 +363,7 @@ def _run_queries(embedder: Embedder, gallery: Sequence[GalleryImage]) -> list[Ga
     """The queries of the dataset that the network's run was tested on, if the gallery is of that dataset."""
     try:
         dataset = run_dataset(embedder.description)
-    except UserError:  # it is not on this machine
+    except (UserError, KeyError):  # it is not on this machine, or not known
         return []
     held = {image.path for image in gallery}
     return list_images(dataset.query) if any(image.path in held for image in list_images(dataset.gallery)) else []
@@ -385,7 +371,12 @@ def _run_queries(embedder: Embedder, gallery: Sequence[GalleryImage]) -> list[Ga
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
     """``count`` of the items, evenly spread."""
-    return [items[place] for place in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).astype(int))]
+    return [items[place] for place in _evenly(len(items), count)]
+
+
+def _evenly(count: int, wanted: int) -> np.ndarray:
+    """At most ``wanted`` of the places 0 … ``count`` − 1, evenly spread and ascending."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(np.int64))
 
 
 def _same(image: GalleryImage, other: GalleryImage) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from d3still.data import RetrievalDataset, Sample, build_dataset
-from d3still.data.datasets.base import JUNK_IDENTITY
+from d3still.data.datasets.base import JUNK_IDENTITY, Box
 from d3still.data.datasets.files import require_images
 from d3still.data.datasets.table import GALLERY, PATH, TABLE_SUFFIXES, read_table
 from d3still.deploy.network_files import Description
@@ -18,7 +18,6 @@ from d3still.text import visible
 
 GALLERY_SPLITS = ("gallery", "test")  # rows of a table with a column split that belong to the gallery
 
-Box = tuple[int, int, int, int]
 Stamp = tuple[int, int]
 """Size in bytes and time of change in nanoseconds of a file."""
 UNKNOWN: Stamp = (-1, -1)
@@ -72,17 +71,12 @@ def shown(path: str) -> str:
     return visible(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)
 
 
-def run_gallery(description: Description) -> list[GalleryImage]:
-    """The test gallery of the dataset that a network's run was tested on.
+def run_dataset(description: Description) -> RetrievalDataset:
+    """The dataset that a network's run was tested on.
 
     Raises:
-        UserError: the dataset is not where the run's config says.
+        UserError: it is not where the run's config says.
     """
-    return list_images(run_dataset(description).gallery)
-
-
-def run_dataset(description: Description) -> RetrievalDataset:
-    """The dataset that a network's run was tested on. Errors as of `run_gallery`."""
     dataset = description.config["DATASETS"]
     return build_dataset(
         dataset["NAMES"], dataset["ROOT_DIR"], split=dataset["SPLIT"], camera_pattern=dataset["CAMERA_PATTERN"]

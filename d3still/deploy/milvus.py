@@ -53,17 +53,14 @@ class MilvusGallery(Gallery):
             UserError: there is one already and ``overwrite`` does not say to drop it, or Milvus does not answer.
         """
         client = _connected(uri)
-        kinds = require("pymilvus", "the engine milvus").DataType
         with _asking(uri):
             for name in (collection, collection + _ABOUT):
                 if client.has_collection(name):
                     if not overwrite:
                         raise UserError(f"{uri} holds a collection {name}; add to it, or replace it with --overwrite")
                     client.drop_collection(name)
-            fields = [("identity", kinds.INT64, {}), ("camera", kinds.INT64, {}), ("path", kinds.INT64, {})]
-            fields.append(("image", kinds.VARCHAR, {"max_length": _TEXT}))
-            _create(client, collection, header["embedding"]["feature_width"], fields)
-            _create(client, collection + _ABOUT, 2, [("text", kinds.VARCHAR, {"max_length": _TEXT})])
+            _create(client, collection, header["embedding"]["feature_width"], ("identity", "camera", "path"), "image")
+            _create(client, collection + _ABOUT, 2, (), "text")
         gallery = cls(client, uri, collection, header)
         gallery._note(_NEXT, 0)
         gallery._note(_HEADER, {**header, "unreadable": {}})  # last: with it the gallery is one
@@ -137,11 +134,6 @@ class MilvusGallery(Gallery):
         with _asking(self._uri):
             return self._client.query(self._collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
-    @property
-    def width(self) -> int:
-        """D of its features."""
-        return self.header["embedding"]["feature_width"]
-
     def image_of(self, id: int) -> GalleryImage | None:
         """See `Gallery.image_of`."""
         if not 0 <= id < 2**63:
@@ -193,13 +185,14 @@ def _asking(uri: str) -> Iterator[None]:
         raise UserError(f"{uri}: Milvus does not do it ({reason})") from error
 
 
-def _create(client: Any, name: str, width: int, fields: Sequence[tuple[str, Any, dict[str, Any]]]) -> None:
+def _create(client: Any, name: str, width: int, numbers: Sequence[str], text: str) -> None:
     kinds = require("pymilvus", "the engine milvus").DataType
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("id", kinds.INT64, is_primary=True)
     schema.add_field("vector", kinds.FLOAT_VECTOR, dim=width)
-    for field, kind, more in fields:
-        schema.add_field(field, kind, **more)
+    for number in numbers:
+        schema.add_field(number, kinds.INT64)
+    schema.add_field(text, kinds.VARCHAR, max_length=_TEXT)
     index = client.prepare_index_params()
     index.add_index("vector", index_type="FLAT" if width == 2 else "AUTOINDEX", metric_type="IP")
     client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")

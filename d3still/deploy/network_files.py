@@ -73,13 +73,13 @@ class Description:
 
     def embedding(self) -> dict[str, Any]:
         """Everything that decides a feature, as plain values: equal for two networks whose features may mix."""
-        values = asdict(self)
+        values = self.to_dict()
         del values["networks"], values["config"]
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return values
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them."""
-        return {**self.embedding(), "networks": self.networks, "config": self.config}
+        """All fields as JSON gives them back."""
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Description:
@@ -102,13 +102,12 @@ class Description:
         return f"{self.part} network {self.network} {self.weights_hash[:SHORT]}"
 
 
-def describe(config: Mapping[str, Any], part: str, feature_width: int, hashes: Mapping[str, str]) -> Description:
+def describe(config: Mapping[str, Any], part: str, hashes: Mapping[str, str]) -> Description:
     """The network that is ``part`` of a run with this config.
 
     Args:
         config: a frozen config, or the tree of sections that a checkpoint holds.
         part: "query" or "gallery".
-        feature_width: D.
         hashes: weights hash of each network that the file holds.
 
     Raises:
@@ -126,10 +125,10 @@ def describe(config: Mapping[str, Any], part: str, feature_width: int, hashes: M
         mean=tuple(inputs["PIXEL_MEAN"]),
         std=tuple(inputs["PIXEL_STD"]),
         mirrored=test["FLIP_FEATS"],
-        feature_width=feature_width,
+        feature_width=FEATURE_WIDTH,
         weights_hash=hashes[part],
         networks=dict(hashes),
-        config=plain(config),
+        config=json.loads(json.dumps(config)),
     )
 
 
@@ -147,13 +146,6 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{key} {tuple(value.shape)}\n".encode())
         digest.update(value.numpy())
     return digest.hexdigest()
-
-
-def plain(tree: Any) -> Any:
-    """A config as dictionaries, lists and scalars."""
-    if isinstance(tree, Mapping):
-        return {str(key): plain(value) for key, value in tree.items()}
-    return [plain(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 def open_network(
@@ -183,7 +175,7 @@ def open_networks(
     states, chosen = _open_states(path, part, config)
     found = {}
     for name in (name for name in PARTS if name in states):
-        described = describe(chosen.config, name, FEATURE_WIDTH, chosen.networks) if name != chosen.part else chosen
+        described = chosen if name == chosen.part else describe(chosen.config, name, chosen.networks)
         found[name] = _build(path, states[name], described), described
     return found
 
@@ -215,7 +207,7 @@ def _open_states(
         raise UserError(f"{path}: holds no {part} network, only the {next(iter(states))} network; ask for that part")
     hashes = {name: weights_hash(state) for name, state in states.items()}
     try:
-        return states, describe(config, part, FEATURE_WIDTH, hashes)
+        return states, describe(config, part, hashes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except KeyError as error:

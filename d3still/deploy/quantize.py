@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
+import timeit
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +24,9 @@ import torch.nn.functional as F
 
 from d3still.data import ImageError, read_image
 from d3still.data.transforms import resize
-from d3still.deploy.listing import GalleryImage, list_images, run_dataset
+from d3still.deploy.listing import list_images, run_dataset
 from d3still.deploy.network_files import Description
-from d3still.deploy.runners import onnx_session
+from d3still.deploy.runners import onnx_graph
 from d3still.errors import UserError, require
 
 logger = logging.getLogger(__name__)
@@ -40,18 +42,14 @@ _BATCH = 16
 Images = str | Path | Iterable[Any] | None
 
 
-class Quantised(NamedTuple):
-    """A quantised graph, and what its card says of it."""
-
-    content: bytes
-    details: dict[str, Any]
-
-
-def quantised(content: bytes, description: Description, images: Images, accept_loss: bool) -> Quantised:
-    """The best int8 form of an ONNX graph that takes uint8 pixels.
+def quantised(
+    content: bytes, given: str, description: Description, images: Images, accept_loss: bool
+) -> tuple[bytes, dict[str, Any]]:
+    """The best int8 form of an ONNX graph that takes uint8 pixels, and what its card says of it.
 
     Args:
         content: the graph in float32.
+        given: its input's name.
         description: its network's.
         images: that calibrate it and that it is compared on, half of them each; None = the training images of
             the run's dataset.
@@ -63,23 +61,21 @@ def quantised(content: bytes, description: Description, images: Images, accept_l
     pixels = _pixels(description, images)
     calibrating, comparing = (np.ascontiguousarray(pixels[start::2]) for start in (0, 1))
     expected = _features(content, comparing)
-    best: tuple[float, bytes, str, np.ndarray] | None = None
+    tried = []
     for per_channel, method in WAYS:
-        found = _quantised(content, calibrating, per_channel, method)
+        found = _quantised(content, given, calibrating, per_channel, method)
         cosines = (_features(found, comparing) * expected).sum(1)
         way = f"{'per channel' if per_channel else 'per tensor'}, {method}"
         logger.info("int8, %s: mean cosine to float32 %.4f, least %.4f", way, cosines.mean(), cosines.min())
-        if best is None or cosines.mean() > best[0]:
-            best = float(cosines.mean()), found, way, cosines
-    assert best is not None
-    mean, found, way, cosines = best
+        tried.append((float(cosines.mean()), found, way, cosines))
+    mean, found, way, cosines = max(tried, key=itemgetter(0))
     if not (mean >= LEAST_COSINE or accept_loss):  # also for NaN
         raise UserError(
             f"the int8 {description} has a mean cosine of {mean:.3f} to its float32 form, below {LEAST_COSINE}; "
             "nothing was written. Calibrate it with images like those it will see (--calibration), or take it as it "
             "is with --accept-loss"
         )
-    details = {
+    return found, {
         "type": "int8",
         "way": way,
         "calibrated_on": len(calibrating),
@@ -90,7 +86,6 @@ def quantised(content: bytes, description: Description, images: Images, accept_l
         "milliseconds": round(_milliseconds(found, comparing[:1]), 2),
         "milliseconds_float32": round(_milliseconds(content, comparing[:1]), 2),
     }
-    return Quantised(found, details)
 
 
 def _pixels(description: Description, images: Images) -> np.ndarray:
@@ -101,30 +96,27 @@ def _pixels(description: Description, images: Images) -> np.ndarray:
         raise UserError("which images its network was trained on is not known; name some with --calibration") from error
     wanted = CALIBRATED_ON + COMPARED_ON
     chosen = listed[:: max(1, len(listed) // wanted)][:wanted]
-    found = [pixels for image in chosen if (pixels := _resized(image, description)) is not None]
+    found = []
+    for image in chosen:
+        try:
+            found.append(resize(read_image(image.path, image.box, description.max_pixels), description.size))
+        except ImageError as error:
+            logger.warning("left out: %s", error)
     if len(found) < 2:
         raise UserError(f"int8 is calibrated on at least two images, not {len(found)}; name more with --calibration")
     return torch.stack(found).contiguous().numpy()  # an image read has its channels last in memory
 
 
-def _resized(image: GalleryImage, description: Description) -> torch.Tensor | None:
-    try:
-        return resize(read_image(image.path, image.box, description.max_pixels), description.size)
-    except ImageError as error:
-        logger.warning("left out: %s", error)
-        return None
-
-
-def _quantised(content: bytes, pixels: np.ndarray, per_channel: bool, method: str) -> bytes:
+def _quantised(content: bytes, given: str, pixels: np.ndarray, per_channel: bool, method: str) -> bytes:
     quantization = require("onnxruntime.quantization", "quantising")
-    name = onnx_session(content)[0].get_inputs()[0].name
+    inputs = ({given: image[None]} for image in pixels)
     with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(content)
         quantization.quantize_static(
             source,
             target,
-            _Reader([{name: batch[None]} for batch in pixels]),
+            SimpleNamespace(get_next=lambda: next(inputs, None)),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTISED),
             per_channel=per_channel,
@@ -135,33 +127,16 @@ def _quantised(content: bytes, pixels: np.ndarray, per_channel: bool, method: st
         return target.read_bytes()
 
 
-class _Reader:
-    """Inputs one after the other, as onnxruntime's calibration asks for them."""
-
-    def __init__(self, inputs: Sequence[dict[str, np.ndarray]]) -> None:
-        self._inputs = iter(inputs)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next one; None after the last."""
-        return next(self._inputs, None)
-
-
 def _features(content: bytes, pixels: np.ndarray) -> np.ndarray:
     """(N, D), of length 1."""
-    session, _ = onnx_session(content)
-    name = session.get_inputs()[0].name
-    parts = [session.run(None, {name: pixels[start : start + _BATCH]})[0] for start in range(0, len(pixels), _BATCH)]
+    graph, _ = onnx_graph(content)
+    parts = [graph(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
     return F.normalize(torch.from_numpy(np.concatenate(parts))).numpy()
 
 
 def _milliseconds(content: bytes, pixels: np.ndarray) -> float:
-    session, _ = onnx_session(content)
-    name, times = session.get_inputs()[0].name, []
-    for _ in range(_TIMES):
-        began = time.perf_counter()
-        session.run(None, {name: pixels})
-        times.append(time.perf_counter() - began)
-    return 1000 * min(times)
+    graph, _ = onnx_graph(content)
+    return 1000 * min(timeit.repeat(lambda: graph(pixels), number=1, repeat=_TIMES))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -91,12 +92,10 @@ def _normalizing(description: Description) -> Callable[[Tensor], Tensor]:
     return normalize
 
 
-def torch_runner(graph: EmbeddingGraph, description: Description, device: torch.device) -> Runner:
-    """A runner over ``graph``, which takes normalised images and gives features of length 1, on ``device``.
-
-    In the arithmetic of evaluation, and in parts of a batch where the memory does not hold it.
-    """
-    graph = graph.to(device, memory_format=torch.channels_last)
+def torch_runner(network: RetrievalModel, description: Description, device: torch.device) -> Runner:
+    """A runner over a network on ``device``: in the arithmetic of evaluation, and in parts where the memory ends."""
+    graph = EmbeddingGraph(network, description, normalize=False, l2=True)
+    graph.to(device, memory_format=torch.channels_last)
     normalize = _normalizing(description)
 
     def embed(part: Tensor) -> Tensor:
@@ -115,21 +114,21 @@ def onnx_runner(path: Path, part: str | None) -> tuple[Runner, Description]:
     """A runner over an exported file, whatever its graph does itself, and the network's description.
 
     Raises:
-        UserError: see `onnx_session`; or the file is another part's, or not from this package.
+        UserError: the file is missing, damaged, another part's or not from this package, or see `onnx_graph`.
     """
-    if not _is_whole(_content(path)):  # onnxruntime itself notices no changed weight
+    content = _content(path)
+    if not _is_whole(content):  # onnxruntime itself notices no changed weight
         raise UserError(
             f"{path}: is no ONNX file of tools/export_net.py, or damaged or changed since; export it again"
         )
-    session, metadata = onnx_session(path)
+    graph, metadata = onnx_graph(content, path)
     description = read_description(path, metadata, part)
     normalize = _normalizing(description)
     normalizes, scales = (json.loads(metadata.get(key, "false")) for key in (NORMALIZE_KEY, L2_KEY))
-    (taken,) = session.get_inputs()
 
     def run(pixels: Tensor) -> Tensor:
         images = pixels if normalizes else normalize(pixels)
-        features = torch.from_numpy(session.run(None, {taken.name: images.contiguous().numpy()})[0])
+        features = torch.from_numpy(graph(images.contiguous().numpy()))
         return features if scales else F.normalize(features)
 
     return run, description
@@ -163,23 +162,24 @@ class OnnxNetwork(nn.Module):
         return SimpleNamespace(retrieval_feat=self._run(pixels.cpu()).to(images.device))
 
 
-def onnx_session(source: Path | bytes) -> tuple[Any, dict[str, str]]:
-    """An onnxruntime session over a file or its bytes, on the GPU where onnxruntime has one, and its metadata.
+def onnx_graph(
+    content: bytes, name: object = "the exported graph"
+) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
+    """An ONNX file of one input and one output as a function, on the GPU where onnxruntime has one, and its metadata.
 
     Raises:
-        UserError: the file is missing or damaged, or onnxruntime is not installed.
+        UserError: the content is damaged (``name`` says whose it is), or onnxruntime is not installed.
     """
     runtime = require("onnxruntime", "running an ONNX file")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # one setting for both, also OMP_NUM_THREADS
     usable = [provider for provider in _PROVIDERS if provider in runtime.get_available_providers()]
-    named = source if isinstance(source, Path) else "the exported graph"
-    content = _content(source) if isinstance(source, Path) else source
     try:
         session = runtime.InferenceSession(content, options, providers=usable)
     except Exception as error:  # onnxruntime's errors have no common base but this
-        raise UserError(f"{named}: is no ONNX file, or a damaged one ({' '.join(str(error).split())})") from error
-    return session, session.get_modelmeta().custom_metadata_map
+        raise UserError(f"{name}: is no ONNX file, or a damaged one ({' '.join(str(error).split())})") from error
+    (taken,) = session.get_inputs()
+    return lambda images: session.run(None, {taken.name: images})[0], session.get_modelmeta().custom_metadata_map
 
 
 def sealed(content: bytes) -> bytes:

@@ -224,10 +224,9 @@ class Ranks:
         """Whether this process writes the index."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T], rank: int | None = None) -> Sequence[T]:
-        """A rank's contiguous part of a list, this one's by default; all parts in order are the list."""
-        rank = self.rank if rank is None else rank
-        return items[len(items) * rank // self.world_size : len(items) * (rank + 1) // self.world_size]
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This rank's contiguous part of a list; all parts in order are the list."""
+        return items[len(items) * self.rank // self.world_size : len(items) * (self.rank + 1) // self.world_size]
 
     def from_main(self, make: Callable[[], T]) -> T:
         """What ``make`` gives on rank 0, where alone it is called, on every rank."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from d3still.deploy import export_network
+from d3still.deploy import Embedder, export_network
 from tests.deploy.small import save_pictures, save_run
 
 
@@ -10,6 +10,18 @@ from tests.deploy.small import save_pictures, save_run
 def run(tmp_path_factory):
     """The last.pth of a stage-2 run with small networks."""
     return save_run(tmp_path_factory.mktemp("run") / "last.pth")
+
+
+@pytest.fixture(scope="session")
+def query(run):
+    """The run's query network."""
+    return Embedder.from_checkpoint(run, "query")
+
+
+@pytest.fixture(scope="session")
+def gallery(run):
+    """The run's gallery network."""
+    return Embedder.from_checkpoint(run, "gallery")
 
 
 @pytest.fixture(scope="session")

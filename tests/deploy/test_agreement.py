@@ -64,7 +64,8 @@ def test_first_answers_follow_the_evaluators_rules(own_camera):
     images[2] = Sample(images[2].path, queries[2].identity, (queries[2].camera + 1) % 3)
     faiss_index = new_index(IndexOptions(), 512, 300)
     faiss_index.add(gallery)
-    index = GalleryIndex(faiss_index, [GalleryImage(s.path, s.identity, s.box) for s in images], {})
+    header = {"embedding": {"feature_width": 512}}
+    index = GalleryIndex(faiss_index, [GalleryImage(s.path, s.identity, s.box) for s in images], header)
     hits, gaps = first_answers(index, query, queries, images, {"EXCLUDE_SAME_CAMERA": own_camera})
     labels = [[getattr(s, name) for s in part] for name in ("identity", "camera") for part in (queries, images)]
     expected = evaluate_ranking(query, gallery, *labels, exclude_same_camera=own_camera)

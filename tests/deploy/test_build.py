@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 from PIL import Image
@@ -70,15 +71,20 @@ class KillAtWrite:
             monkeypatch.setattr(sys.modules[module], "write_atomically", write)
 
 
+@contextmanager
+def killed_at_write(monkeypatch, number, moment):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        KillAtWrite(patch, number, moment)
+        yield
+
+
 @pytest.mark.parametrize("moment", ["before", "during", "after"])
 def test_killed_at_every_write(gallery, pictures, straight, tmp_path, monkeypatch, moment):
     """One plan, three chunks of two files, one index: eight files, one after the other."""
     for number in range(1, 9):
         out = tmp_path / str(number) / "g.index"
-        with monkeypatch.context() as patch:
-            KillAtWrite(patch, number, moment)
-            with pytest.raises(Killed):
-                builder(gallery, out).build(pictures)
+        with killed_at_write(monkeypatch, number, moment):
+            builder(gallery, out).build(pictures)
         assert not out.exists() or out.read_bytes() == straight, "there is no index but a whole one"
         builder(gallery, out).build(pictures)
         assert out.read_bytes() == straight, number
@@ -87,10 +93,8 @@ def test_killed_at_every_write(gallery, pictures, straight, tmp_path, monkeypatc
 
 def test_what_is_embedded_is_not_embedded_again(gallery, pictures, tmp_path, monkeypatch, caplog):
     out = tmp_path / "g.index"
-    with monkeypatch.context() as patch:
-        KillAtWrite(patch, 5, "after")  # the plan and two chunks
-        with pytest.raises(Killed):
-            builder(gallery, out).build(pictures)
+    with killed_at_write(monkeypatch, 5, "after"):  # the plan and two chunks
+        builder(gallery, out).build(pictures)
     embedded = []
     original = gallery.embed_pixels
     monkeypatch.setattr(gallery, "embed_pixels", lambda pixels: embedded.append(len(pixels)) or original(pixels))
@@ -102,10 +106,8 @@ def test_what_is_embedded_is_not_embedded_again(gallery, pictures, tmp_path, mon
 def test_images_that_come_or_change_meanwhile_are_right(gallery, tmp_path, monkeypatch):
     folder, out = tmp_path / "pictures", tmp_path / "g.index"
     paths = save_pictures(folder, 20)
-    with monkeypatch.context() as patch:
-        KillAtWrite(patch, 3, "after")  # sixteen are embedded
-        with pytest.raises(Killed):
-            builder(gallery, out).build(folder)
+    with killed_at_write(monkeypatch, 3, "after"):  # sixteen are embedded
+        builder(gallery, out).build(folder)
     Image.fromarray(picture(99)).save(paths[2])
     os.utime(paths[2], ns=(1, 1))  # a coarse clock must not hide the change
     paths[5].unlink()
@@ -216,10 +218,8 @@ def test_reading_processes_change_nothing(gallery, pictures, straight, tmp_path)
 def test_an_overwriting_build_that_is_killed_leaves_the_former_index(gallery, pictures, tmp_path, monkeypatch):
     out = builder(gallery, tmp_path / "g.index").build(save_pictures(tmp_path / "others", 3))
     before = out.read_bytes()
-    with monkeypatch.context() as patch:
-        KillAtWrite(patch, 8, "during")
-        with pytest.raises(Killed):
-            builder(gallery, out).build(pictures, overwrite=True)
+    with killed_at_write(monkeypatch, 8, "during"):
+        builder(gallery, out).build(pictures, overwrite=True)
     assert out.read_bytes() == before
     assert len(GalleryIndex.load(builder(gallery, out).build(pictures, overwrite=True))) == 40
 
@@ -227,10 +227,8 @@ def test_an_overwriting_build_that_is_killed_leaves_the_former_index(gallery, pi
 def test_an_unfinished_build_of_another_network_is_not_mixed_in(gallery, pictures, straight, tmp_path, monkeypatch):
     out = tmp_path / "g.index"
     retrained = Embedder.from_checkpoint(save_run(tmp_path / "run/acd.pth", gallery=3), "gallery", batch_size=BATCH)
-    with monkeypatch.context() as patch:
-        KillAtWrite(patch, 5, "after")
-        with pytest.raises(Killed):
-            builder(retrained, out).build(pictures)
+    with killed_at_write(monkeypatch, 5, "after"):
+        builder(retrained, out).build(pictures)
     with pytest.raises(UserError, match=r"g\.index\.building holds an unfinished build by another network"):
         builder(gallery, out).build(pictures)
     finished = builder(gallery, tmp_path / "other.index").build(pictures)
@@ -263,14 +261,14 @@ def test_an_addition_that_is_killed_loses_nothing(gallery, pictures, tmp_path, m
         assert found.search(gallery, paths[place], topk=1)[0].path == str(paths[place])
 
 
-def test_adding_in_a_file(gallery, query_of, pictures, tmp_path):
+def test_adding_in_a_file(gallery, query, pictures, tmp_path):
     out = builder(gallery, tmp_path / "g.index").build(sorted(pictures.iterdir())[:25])
     assert builder(gallery, out).add(pictures) == 15
     assert builder(gallery, out).add(pictures) == 0
     assert len(GalleryIndex.load(out)) == 40
     retrained = Embedder.from_checkpoint(save_run(tmp_path / "run/acd.pth", gallery=3), "gallery")
     before = out.read_bytes()
-    for other in (retrained, query_of):
+    for other in (retrained, query):
         with pytest.raises(UserError, match=r"g\.index: the index was made by.*must be embedded again"):
             builder(other, out).add(save_pictures(tmp_path / "more", 2, first=80))
     assert out.read_bytes() == before
@@ -292,10 +290,8 @@ def test_sync_follows_a_folder(gallery, tmp_path, monkeypatch):
     paths[5].unlink()
     elsewhere[0].unlink()
     save_pictures(folder, 1, first=30)
-    with monkeypatch.context() as patch:
-        KillAtWrite(patch, 4, "during")
-        with pytest.raises(Killed):
-            builder(gallery, out).sync(folder)
+    with killed_at_write(monkeypatch, 4, "during"):
+        builder(gallery, out).sync(folder)
     assert out.read_bytes() == before
     assert builder(gallery, out).sync(folder) == (3, 3)
     found = GalleryIndex.load(out)
@@ -332,11 +328,6 @@ def test_removing_by_path_and_identity(gallery, tmp_path):
     assert leftovers(tmp_path) == ["g.index", "p"]
 
 
-@pytest.fixture(scope="module")
-def query_of(run):
-    return Embedder.from_checkpoint(run, "query")
-
-
 def test_two_builds_of_one_index_do_not_meet(gallery, pictures, tmp_path, monkeypatch):
     one, other = (builder(gallery, tmp_path / "g.index") for _ in range(2))
     monkeypatch.setattr("d3still.locks.WAIT_SECONDS", 0.01)
@@ -361,10 +352,8 @@ def test_a_folder_that_is_not_ours_is_left_alone(gallery, pictures, tmp_path, co
 
 def test_what_others_put_into_an_unfinished_build_stays(gallery, pictures, straight, tmp_path, monkeypatch):
     out = tmp_path / "g.index"
-    with monkeypatch.context() as patch:
-        KillAtWrite(patch, 5, "during")
-        with pytest.raises(Killed):
-            builder(gallery, out).build(pictures)
+    with killed_at_write(monkeypatch, 5, "during"):
+        builder(gallery, out).build(pictures)
     (tmp_path / "g.index.building/notes.txt").write_text("mine")
     builder(gallery, out).build(pictures)
     assert out.read_bytes() == straight
@@ -377,10 +366,8 @@ def test_names_are_no_patterns(gallery, tmp_path, monkeypatch, name):
     out.parent.mkdir()
     for other in (".bash.rc", ".env.local"):
         (out.parent / other).write_text("")
-    with monkeypatch.context() as patch:
-        KillAtWrite(patch, 4, "during")
-        with pytest.raises(Killed):
-            builder(gallery, out).build(paths)
+    with killed_at_write(monkeypatch, 4, "during"):
+        builder(gallery, out).build(paths)
     builder(gallery, out).build(paths)
     assert leftovers(out.parent) == sorted([".bash.rc", ".env.local", name])
 
@@ -389,10 +376,8 @@ def test_names_are_no_patterns(gallery, tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "gone"])
 def test_damaged_chunks_are_embedded_again(gallery, pictures, straight, tmp_path, monkeypatch, caplog, suffix, damage):
     out = tmp_path / "g.index"
-    with monkeypatch.context() as patch:
-        KillAtWrite(patch, 5, "after")  # the plan and two chunks
-        with pytest.raises(Killed):
-            builder(gallery, out).build(pictures)
+    with killed_at_write(monkeypatch, 5, "after"):  # the plan and two chunks
+        builder(gallery, out).build(pictures)
     path = tmp_path / f"g.index.building/chunk-0-00000001.{suffix}"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 128
@@ -406,10 +391,8 @@ def test_damaged_chunks_are_embedded_again(gallery, pictures, straight, tmp_path
 @pytest.mark.parametrize("plan", [b"", b"{", b"[]", b"\xff", b'{"format": "other"}'])
 def test_a_damaged_plan_is_named(gallery, pictures, tmp_path, monkeypatch, plan):
     out = tmp_path / "g.index"
-    with monkeypatch.context() as patch:
-        KillAtWrite(patch, 5, "after")
-        with pytest.raises(Killed):
-            builder(gallery, out).build(pictures)
+    with killed_at_write(monkeypatch, 5, "after"):
+        builder(gallery, out).build(pictures)
     (tmp_path / "g.index.building/plan.json").write_bytes(plan)
     with pytest.raises(UserError, match=r"g\.index\.building is no unfinished build .*move it away"):
         builder(gallery, out).build(pictures)

@@ -16,10 +16,11 @@ from d3still.deploy import export as export_module
 from d3still.deploy import quantize as quantize_module
 from d3still.deploy.export import TOLERANCE
 from d3still.deploy.network_files import weights_hash
-from d3still.deploy.runners import onnx_session
+from d3still.deploy.runners import onnx_graph
 from d3still.errors import UserError
 from d3still.modeling import build_model, load_weights
 from tests.deploy.small import CLASSES, NAME, make_config, make_network, needs, picture, save_pictures, save_run
+from tests.tiny import REPOSITORY
 
 needs_onnx = needs("onnx", "onnxscript", "onnxruntime")
 needs_safetensors = needs("safetensors")
@@ -32,8 +33,7 @@ NETWORKS = [
 
 
 def answer(path, images):
-    session, _ = onnx_session(path)
-    return session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    return onnx_graph(path.read_bytes())[0](images.numpy())
 
 
 def random_pixels(batch, height, width):
@@ -79,6 +79,13 @@ def test_model_card(run, exported):
     assert graph["input_shape"] == ["batch", 3, "height", "width"] and graph["opset"] >= 18
     assert set(graph["differences"]) == {"1 × 12 × 16", "3 × 12 × 16", "14 × 12 × 16", "3 × 32 × 32"}
     assert max(graph["differences"].values()) <= TOLERANCE
+
+
+@needs_onnx
+def test_a_file_names_no_folder_of_this_machine(exported, resizing):
+    for export in (exported, resizing):
+        content = export.path.read_bytes()
+        assert str(REPOSITORY).encode() not in content and b"site-packages" not in content
 
 
 @needs_onnx
@@ -152,14 +159,10 @@ def test_wrong_requests_of_int8(run, tmp_path):
 
 @needs_onnx
 def test_a_graph_that_differs_is_not_written(run, tmp_path, monkeypatch):
-    class Biased:
-        def __init__(self, session):
-            self.session = session
+    def biased(content):
+        return lambda images: onnx_graph(content)[0](images) + 0.001, {}
 
-        def run(self, names, inputs):
-            return [self.session.run(names, inputs)[0] + 0.001]
-
-    monkeypatch.setattr(export_module, "onnx_session", lambda content: (Biased(onnx_session(content)[0]), {}))
+    monkeypatch.setattr(export_module, "onnx_graph", biased)
     with pytest.raises(UserError, match=r"query network TestNet .* differs from the original by .*nothing was written"):
         export_network(run, "query", "onnx", tmp_path / "query.onnx")
     assert not list(tmp_path.iterdir())

@@ -21,16 +21,6 @@ pytestmark = needs("faiss")
 
 
 @pytest.fixture(scope="module")
-def query(run):
-    return Embedder.from_checkpoint(run, "query")
-
-
-@pytest.fixture(scope="module")
-def gallery(run):
-    return Embedder.from_checkpoint(run, "gallery")
-
-
-@pytest.fixture(scope="module")
 def index(gallery, pictures):
     return GalleryIndex.build(gallery, pictures)
 

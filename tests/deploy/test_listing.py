@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from d3still.data import Sample
-from d3still.deploy.listing import GalleryImage, list_images, run_gallery
+from d3still.deploy.listing import GalleryImage, list_images, run_dataset
 from d3still.deploy.network_files import open_network
 from d3still.errors import UserError
 from tests.deploy.small import make_config, save_pictures, save_run
@@ -84,5 +84,6 @@ def test_the_gallery_of_a_run(tmp_path):
     cfg = make_config(DATASETS__NAMES="VeRi776", DATASETS__ROOT_DIR=str(root))
     _, description = open_network(save_run(tmp_path / "last.pth", cfg=cfg))
     names = (root / "name_test.txt").read_text().split()
-    assert sorted(Path(image.path).name for image in run_gallery(description)) == sorted(names)
-    assert {image.identity for image in run_gallery(description)} == {"11", "12", "13"}
+    gallery = list_images(run_dataset(description).gallery)
+    assert sorted(Path(image.path).name for image in gallery) == sorted(names)
+    assert {image.identity for image in gallery} == {"11", "12", "13"}

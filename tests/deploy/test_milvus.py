@@ -1,25 +1,24 @@
 """A gallery in Milvus answers as an exact FAISS index does, and its images change in the same ways."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from d3still.deploy import Embedder, GalleryImage, GalleryIndex, IndexBuilder, IndexOptions
+from d3still.deploy import GalleryImage, GalleryIndex, IndexBuilder, IndexOptions
 from d3still.deploy.gallery import header_of
 from d3still.deploy.kinds import add, new_index
 from d3still.deploy.listing import UNKNOWN
 from d3still.deploy.milvus import MilvusGallery
+from d3still.deploy.store import Ranks
 from d3still.errors import UserError
 from tests.deploy.small import needs, save_pictures
 from tests.deploy.test_index import unit
+from tests.tiny import REPOSITORY
 
 pytestmark = needs("faiss", "pymilvus", "milvus_lite")
 COUNT = 5000
 ODD = "a\"'\\ or id >= 0 \u202e\udcff"  # what a filter might mistake for a part of itself
-
-
-@pytest.fixture(scope="module")
-def embed(run):
-    return Embedder.from_checkpoint(run, "gallery")
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +27,11 @@ def features():
 
 
 @pytest.fixture(scope="module")
-def both(embed, features, tmp_path_factory):
+def both(gallery, features, tmp_path_factory):
     """The same 5,000 features in both engines."""
     names = [ODD, *(f"shoe-{n}" for n in range(1, 200)), None]
     images = [GalleryImage(f"/{n}.png", names[n % 201], None, str(n % 7)) for n in range(COUNT)]
-    header = header_of(embed.description, IndexOptions(), {})
+    header = header_of(gallery.description, IndexOptions(), {})
     faiss = new_index(IndexOptions(), 512, COUNT)
     add(faiss, lambda: iter([features]))
     uri = str(tmp_path_factory.mktemp("milvus") / "gallery.db")
@@ -84,17 +83,17 @@ def test_ids_stay_and_a_restart_finds_all(both, features):
     milvus._client = other._client
 
 
-def test_a_folder_is_followed(embed, tmp_path):
+def test_a_folder_is_followed(gallery, tmp_path):
     """Build, sync and remove by the builder, as for a file."""
     paths, uri = save_pictures(tmp_path / "p", 6), str(tmp_path / "g.db")
-    MilvusGallery.create(uri, header_of(embed.description, IndexOptions(), {})).close()
+    MilvusGallery.create(uri, header_of(gallery.description, IndexOptions(), {})).close()
     open_galleries = []
 
     def opened():
         open_galleries.append(MilvusGallery.open(uri))
         return open_galleries[-1]
 
-    builder = IndexBuilder(embed, uri, opened=opened)
+    builder = IndexBuilder(gallery, uri, opened=opened)
     assert builder.add(tmp_path / "p") == 6
     paths[0].unlink()
     save_pictures(tmp_path / "p", 1, first=30)
@@ -102,11 +101,25 @@ def test_a_folder_is_followed(embed, tmp_path):
     found = {image.path.rpartition("/")[2]: id for id, image, _ in opened().entries()}
     assert found == {"0001.png": 1, "0002.png": 2, "0003.png": 3, "0004.png": 4, "0005.png": 5, "0030.png": 6}
     assert builder.add(tmp_path / "p") == 0
-    for gallery in open_galleries:
-        gallery.close()
+    for one in open_galleries:
+        one.close()
 
 
-def test_what_is_not_there_is_named(embed, tmp_path, both):
+def test_of_several_ranks_the_first_makes_the_collection(gallery, monkeypatch):
+    """Another that came later would drop what the first had made, with --overwrite."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
+    import index_net
+
+    made, added = [], []
+    monkeypatch.setattr(MilvusGallery, "create", lambda *_, **more: made.append(more) or SimpleNamespace(close=dict))
+    args = SimpleNamespace(kind="exact", queries=None, query_weights=None, overwrite=True, uri="http://host")
+    for rank in range(2):
+        builder = SimpleNamespace(ranks=Ranks(rank, 2), add=added.append)
+        index_net.build_in_milvus(args, builder, gallery, "images")
+    assert made == [{"overwrite": True}] and added == ["images", "images"]
+
+
+def test_what_is_not_there_is_named(tmp_path, both):
     with pytest.raises(UserError, match=r"none\.db: holds no gallery gallery; make it with"):
         MilvusGallery.open(str(tmp_path / "none.db"))
     assert not list(tmp_path.iterdir())

@@ -23,14 +23,14 @@ def test_sizes_and_names_are_the_engines(tmp_path, stage):
     expected = Sizes.of(cfg)
     query, gallery = build_networks(cfg, 3)
     hashes = {"query": "q", "gallery": "g"}
-    found = describe(cfg, "gallery", 512, hashes)
+    found = describe(cfg, "gallery", hashes)
     assert (found.size, found.network) == (expected.gallery_test, gallery.name)
     if query is None:
         assert found.last_stride == 2, "stage 0's one network is described by STUDENT_*"
         with pytest.raises(UserError, match=r"stage 0 has no query network.*part gallery"):
-            describe(cfg, "query", 512, hashes)
+            describe(cfg, "query", hashes)
     else:
-        found = describe(cfg, "query", 512, hashes)
+        found = describe(cfg, "query", hashes)
         assert (found.size, found.network, found.last_stride) == (expected.query_test, query.name, 2)
 
 
@@ -50,7 +50,7 @@ def test_hash_depends_on_every_weight_of_the_embedding_and_on_nothing_else():
 
 
 def test_description_survives_json():
-    description = describe(make_config(), "query", 512, {"query": "a", "gallery": "b"})
+    description = describe(make_config(), "query", {"query": "a", "gallery": "b"})
     assert Description.from_dict(description.to_dict()) == description
     for name in ("config", "networks"):
         with pytest.raises(UserError, match="description of its network is damaged"):

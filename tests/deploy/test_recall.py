@@ -1,6 +1,8 @@
 """Recall is that of the queries which will be asked: the query network's, of images that the gallery does not hold."""
 
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,16 +28,6 @@ def pictures(tmp_path_factory):
 def others(tmp_path_factory):
     """Images that the gallery does not hold."""
     return save_pictures(tmp_path_factory.mktemp("others"), 30, first=400)
-
-
-@pytest.fixture(scope="module")
-def gallery(run):
-    return Embedder.from_checkpoint(run, "gallery")
-
-
-@pytest.fixture(scope="module")
-def query(run):
-    return Embedder.from_checkpoint(run, "query")
 
 
 def true_recall(index, gallery_features, features):
@@ -92,6 +84,8 @@ def test_the_runs_own_queries_ask_where_the_gallery_is_the_runs(tmp_path, pictur
     without = [image for image in listed if image.path.rpartition("/")[2] not in asking]
     assert {image.path.rpartition("/")[2] for image in held_out(gallery, without, None)} == asking
     assert held_out(gallery, list_images(pictures), None) == [], "a gallery of something else"
+    unknown = SimpleNamespace(description=replace(gallery.description, config={}))
+    assert held_out(unknown, listed, None) == [], "a config that names no dataset"
 
 
 def test_a_file_without_a_query_network(tmp_path, pictures, others):

@@ -26,11 +26,6 @@ LIMITS = Limits(upload=60_000, pixels=100_000, topk=20)
 
 
 @pytest.fixture(scope="module")
-def query(run):
-    return Embedder.from_checkpoint(run, "query")
-
-
-@pytest.fixture(scope="module")
 def gallery(run, pictures):
     """40 images of four identities and three cameras."""
     paths = sorted(pictures.iterdir())
