@@ -106,17 +106,12 @@ def _prepare(
     device: torch.device,
 ) -> Trainer:
     """Everything that can fail for a reason the user can mend, before anything is written."""
-    precision = choose_precision(cfg.EXPERIMENT.PRECISION, device).name
     choose_threads(cfg.EXPERIMENT.NUM_THREADS, None if saved is None else saved["progress"].get("threads"))
     require_matches(cfg, dataset)
     distiller = build_distiller(cfg, dataset.num_classes)
     if saved is None:
         load_start_weights(cfg, distiller)
     distiller.to(device, memory_format=torch.channels_last)
-    where = f"{device}, {precision}" + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else "")
-    logger.info("%s on %s", cfg.OUTPUT_DIR.EXPERIMENT_NAME, where)
-    if distiller.extra_parameter_count():
-        logger.info("%d parameters beside the two networks", distiller.extra_parameter_count())
     return build_trainer(cfg, distiller, Data(cfg, dataset, ranks, device), folder, device, saved)
 
 
@@ -140,6 +135,10 @@ def build_trainer(
     """
     ranks, x, s = data.ranks, cfg.EXPERIMENT, cfg.SOLVER
     precision = choose_precision(x.PRECISION, device)
+    where = f"{device}, {precision.name}" + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else "")
+    logger.info("%s on %s", cfg.OUTPUT_DIR.EXPERIMENT_NAME, where)
+    if distiller.extra_parameter_count():
+        logger.info("%d parameters beside the two networks", distiller.extra_parameter_count())
     identity_loader, pair_loader = data.identity(), data.pairs() if distiller.uses_pairs else None
     recomputation = Recomputation(
         distiller, x.CHECKPOINT_ACTIVATIONS, partial(does_not_fit, cfg, distiller, precision, device)
