@@ -20,7 +20,7 @@ from d3still import __version__
 from d3still.config import dump_config, run_dir
 from d3still.data import RetrievalDataset
 from d3still.distillers import Distiller
-from d3still.engine.distributed import Rank, from_main, process_group, synchronize_batch_norms
+from d3still.engine.distributed import Rank, process_group, synchronize_batch_norms, wait_for_main
 from d3still.engine.events import logging_to
 from d3still.engine.precision import choose_precision
 from d3still.engine.query_accuracy import say_query_accuracy
@@ -74,7 +74,7 @@ def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> P
         stack.enter_context(logging_to(None, quiet=not ranks.is_main))
         if ranks.is_main:
             stack.enter_context(folder.alone())
-        from_main(None)  # no rank looks at the folder before it is this run's
+        wait_for_main()  # no rank looks at the folder before it is this run's
         saved = folder.resumable(cfg, resume)
         dataset = open_dataset(cfg)
         inputs = fingerprint(start_files(cfg), dataset)
@@ -90,7 +90,7 @@ def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> P
             if saved is None and stage_of(cfg) == 2:
                 pairs = normalized_pairs(trainer.pair_loader, trainer.normalize, device)
                 say_query_accuracy(trainer.distiller.query, pairs)
-        from_main(None)  # no rank trains before the folder is ready
+        wait_for_main()  # no rank trains before the folder is ready
         evaluation = trainer.run()
         if ranks.is_main:
             _write_results(cfg, trainer, evaluation, inputs)
