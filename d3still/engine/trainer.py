@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -175,12 +176,9 @@ class Trainer:
         return self._end_epoch(record)
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[ImageBatch, PairBatch | None]]:
-        """Both loaders' batches on the device, from step ``start`` on."""
-        identity = self.identity_loader.epoch(epoch, start)
-        if self.pair_loader is None:
-            yield from ((batch, None) for batch in identity)
-        else:
-            yield from zip(identity, self.pair_loader.epoch(epoch, start), strict=False)
+        """Both loaders' batches, from step ``start`` on."""
+        pairs = repeat(None) if self.pair_loader is None else self.pair_loader.epoch(epoch, start)
+        yield from zip(self.identity_loader.epoch(epoch, start), pairs, strict=False)
 
     def _train_on(self, identity: ImageBatch, pair: PairBatch | None) -> None:
         self.skipped.update(identity.skipped, pair.skipped if pair else ())
