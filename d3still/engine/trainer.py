@@ -28,6 +28,7 @@ from d3still.errors import UserError
 from d3still.logs import progress_bar
 from d3still.runs.checkpoint import load_network_state, network_state, save_checkpoint
 from d3still.runs.folder import RunFolder
+from d3still.runs.history import append_record
 from d3still.solver import set_learning_rates
 
 logger = logging.getLogger(__name__)
@@ -298,7 +299,7 @@ class Trainer:
         self.steps_before += self.step
         self.epoch, self.step, self.meter = done, 0, Meter()
         if self.ranks.is_main:
-            self.folder.add_epoch(record)
+            append_record(self.folder.history, record)
         every = self.loop.keep_every
         keep = every and done % every == 0 and not self.finished
         self._save(keep_as=done if keep else None)
@@ -346,10 +347,7 @@ class Trainer:
             "optimizer_report": self.report,
             "scaler": self.scaler.state_dict(),
         }
-        state = self._weights() | training
-        self.folder.save(state)
-        if keep_as is not None:
-            self.folder.save_epoch(state, keep_as)
+        self.folder.save(self._weights() | training, keep_as)
 
 
 def _range(rates: list[float]) -> str:
