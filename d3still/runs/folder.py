@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from d3still.config import dump_config, read_tree
 from d3still.errors import UserError
-from d3still.files import remove_leftovers_in, user_path, write_text
+from d3still.files import remove_leftovers, user_path, write_text
 from d3still.locks import locked
 from d3still.runs.checkpoint import load_checkpoint, save_checkpoint
 from d3still.runs.facts import differences
@@ -70,7 +70,7 @@ class RunFolder:
             UserError: when another process is at work in it, or it cannot be made.
         """
         with locked(self.path):
-            remove_leftovers_in(self.path)
+            remove_leftovers(self.path)
             self._former.recover()
             try:
                 yield
