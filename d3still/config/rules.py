@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -28,24 +28,6 @@ class Rule:
 def one_of(*options: Any) -> Rule:
     """One of a few values."""
     return Rule(" | ".join(map(str, options)), lambda value: value in options)
-
-
-def split_rows(rows: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Rule]]:
-    """Rows ``key: default`` or ``key: (default, rule)`` as defaults, and the rules of those that have one.
-
-    A row may be a mapping of further rows; rules are by full key, ``SECTION.KEY``.
-    """
-    defaults: dict[str, Any] = {}
-    rules: dict[str, Rule] = {}
-    for key, row in rows.items():
-        if isinstance(row, Mapping):
-            defaults[key], inner = split_rows(row)
-            rules |= {f"{key}.{name}": rule for name, rule in inner.items()}
-        elif isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], Rule):
-            defaults[key], rules[key] = row
-        else:
-            defaults[key] = row
-    return defaults, rules
 
 
 POSITIVE = Rule("above 0", lambda value: value > 0)
