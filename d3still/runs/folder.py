@@ -7,10 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
-from d3still.config import dump_config, read_tree
+from d3still.config import dump_config, plain_tree, read_tree
 from d3still.errors import UserError
 from d3still.files import remove_leftovers, user_path, write_text
 from d3still.locks import locked
@@ -103,7 +102,7 @@ class RunFolder:
         lacking = [key for key in STATE if key not in state]
         if lacking:
             raise UserError(f"{path} holds weights alone, without {', '.join(lacking)}; {self._ways_out(path)}")
-        differing = config_differences(read_tree(state["config"], str(path)), yaml.safe_load(dump_config(cfg)))
+        differing = config_differences(read_tree(state["config"], str(path)), plain_tree(cfg))
         if differing:
             raise UserError(
                 f"{path} belongs to a run with another config: {'; '.join(differing)}. Restore these settings, "
