@@ -52,7 +52,7 @@ THREE = Rule("three numbers, one a channel", lambda value: len(value) == 3)
 THREE_POSITIVE = Rule("three numbers above 0", lambda value: len(value) == 3 and min(value) > 0)
 EPOCHS = Rule("at least one epoch, 0 or more", lambda value: bool(value) and min(value) >= 0)
 SEED = Rule("0 or more and below 2^32", lambda value: 0 <= value < 2**32)
-CARD = Rule("one card's number, e.g. 0 (several cards: torchrun)", lambda value: value.isdigit())
+CARD = Rule("one card's number, e.g. 0 (several cards: torchrun)", lambda value: value.isdecimal())
 RE_RANKING = Rule(
     "[k1, k2, lambda] with k1 and k2 from 1 and lambda between 0 and 1",
     lambda value: min(value[:2]) >= 1 and 0 <= value[2] <= 1,
