@@ -18,9 +18,8 @@ from yacs.config import CfgNode
 
 from d3still import __version__
 from d3still.config import dump_config, run_dir
-from d3still.data import RetrievalDataset
 from d3still.distillers import Distiller
-from d3still.engine.distributed import Rank, process_group, synchronize_batch_norms, wait_for_main
+from d3still.engine.distributed import process_group, synchronize_batch_norms, wait_for_main
 from d3still.engine.events import logging_to
 from d3still.engine.precision import choose_precision
 from d3still.engine.query_accuracy import say_query_accuracy
@@ -83,7 +82,14 @@ def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> P
         if folder.is_finished(saved, resume):
             logger.info("%s is finished; --resume never trains it again", folder.path)
             return folder.path
-        trainer = _prepare(cfg, folder, dataset, saved, ranks, device)
+        # what can fail for a reason the user can mend comes before anything is written
+        choose_threads(cfg.EXPERIMENT.NUM_THREADS, None if saved is None else saved["progress"].get("threads"))
+        require_matches(cfg, dataset)
+        distiller = build_distiller(cfg, dataset.num_classes)
+        if saved is None:
+            load_start_weights(cfg, distiller)
+        distiller.to(device, memory_format=torch.channels_last)
+        trainer = build_trainer(cfg, distiller, Data(cfg, dataset, ranks, device), folder, device, saved)
         if ranks.is_main:
             folder.begin(cfg, saved, resume, inputs)
             stack.enter_context(logging_to(folder.log))
@@ -95,24 +101,6 @@ def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> P
         if ranks.is_main:
             _write_results(cfg, trainer, evaluation, inputs)
         return folder.path
-
-
-def _prepare(
-    cfg: CfgNode,
-    folder: RunFolder,
-    dataset: RetrievalDataset,
-    saved: dict[str, Any] | None,
-    ranks: Rank,
-    device: torch.device,
-) -> Trainer:
-    """Everything that can fail for a reason the user can mend, before anything is written."""
-    choose_threads(cfg.EXPERIMENT.NUM_THREADS, None if saved is None else saved["progress"].get("threads"))
-    require_matches(cfg, dataset)
-    distiller = build_distiller(cfg, dataset.num_classes)
-    if saved is None:
-        load_start_weights(cfg, distiller)
-    distiller.to(device, memory_format=torch.channels_last)
-    return build_trainer(cfg, distiller, Data(cfg, dataset, ranks, device), folder, device, saved)
 
 
 def build_trainer(
