@@ -172,8 +172,16 @@ class Trainer:
         self.seconds += elapsed
         self._check_losses()
         self._check_weights()
-        record = self._epoch_record(elapsed, data_wait / elapsed, (self.images - former_images) / elapsed)
-        record["steps"] = total - first_step
+        rates = sorted(group["lr"] for group in self.optimizer.param_groups)
+        record = {
+            "epoch": self.epoch,
+            **self.meter.means(),
+            "lr": [rates[0], rates[-1]],
+            "seconds": round(elapsed, 3),
+            "images_per_second": round((self.images - former_images) / elapsed, 2),
+            "data_wait": round(data_wait / elapsed, 4),
+            "steps": total - first_step,
+        }
         return self._end_epoch(record)
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[ImageBatch, PairBatch | None]]:
@@ -272,17 +280,6 @@ class Trainer:
             self.step,
             self.epoch + 1,
         )
-
-    def _epoch_record(self, elapsed: float, data_wait: float, speed: float) -> dict[str, Any]:
-        rates = sorted(group["lr"] for group in self.optimizer.param_groups)
-        return {
-            "epoch": self.epoch,
-            **self.meter.means(),
-            "lr": [rates[0], rates[-1]],
-            "seconds": round(elapsed, 3),
-            "images_per_second": round(speed, 2),
-            "data_wait": round(data_wait, 4),
-        }
 
     def _end_epoch(self, record: dict[str, Any]) -> Evaluation | None:
         """Evaluate if due, write the epoch's line, then the checkpoint that makes the epoch count."""
