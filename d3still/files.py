@@ -40,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     temporary = raw = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
+        remove_leftovers(path.parent, path.name)
         temporary, raw = _open_temporary(path)
         with io.BufferedWriter(raw) as file:
             write(file)
@@ -119,17 +119,17 @@ def make_folder(path: Path) -> None:
         raise UserError(f"cannot make the folder {path}: {reason}; choose another place") from error
 
 
-def remove_leftovers(path: Path) -> None:
-    """Delete what a process that was killed while it wrote ``path`` left beside it, and nothing else.
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete what processes that were killed while they wrote files of a folder left in it, and nothing else.
 
-    A file that a living process is writing stays.
+    A file that a living process is writing stays. With a name, only what was to become that file goes.
     """
-    _remove_abandoned(path.parent, re.escape(path.name))
-
-
-def remove_leftovers_in(folder: Path) -> None:
-    """`remove_leftovers` of every file in a folder."""
-    _remove_abandoned(folder, ".+")
+    own = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.[a-z0-9_]+{re.escape(_TEMPORARY)}")
+    with suppress(OSError):  # no such folder, or not ours to read: what follows says so
+        found = [Path(entry.path) for entry in os.scandir(folder) if own.fullmatch(entry.name)]
+        for leftover in found:
+            if leftover.is_file() and not leftover.is_symlink():
+                _remove_if_abandoned(leftover)
 
 
 class _File(io.FileIO):
@@ -159,16 +159,6 @@ def _open_temporary(path: Path) -> tuple[Path, _File]:
         if os.fstat(file.fileno()).st_nlink:
             return temporary, file
         file.close()  # taken for a leftover before it was locked
-
-
-def _remove_abandoned(folder: Path, name: str) -> None:
-    """Delete the temporary files, of targets that fit the pattern ``name``, that no process is writing."""
-    own = re.compile(rf"\.{name}\.[a-z0-9_]+{re.escape(_TEMPORARY)}")
-    with suppress(OSError):  # no such folder, or not ours to read: what follows says so
-        found = [Path(entry.path) for entry in os.scandir(folder) if own.fullmatch(entry.name)]
-        for leftover in found:
-            if leftover.is_file() and not leftover.is_symlink():
-                _remove_if_abandoned(leftover)
 
 
 def _remove_if_abandoned(leftover: Path) -> None:

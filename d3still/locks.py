@@ -38,7 +38,9 @@ def locked(folder: Path) -> Iterator[None]:
         (folder / OWNER).unlink(missing_ok=True)
         (folder / LOCK).unlink(missing_ok=True)
         lock.release()
-        _remove_empty(missing)
+        with suppress(OSError):  # from the innermost up to the first that holds something
+            for place in missing:
+                place.rmdir()
 
 
 def _acquire(folder: Path) -> FileLock:
@@ -70,12 +72,3 @@ def _owner(folder: Path) -> str:
         return f"process {owner['process']} on {owner['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove these folders, innermost first, up to the first that holds something."""
-    try:
-        for folder in folders:
-            folder.rmdir()
-    except OSError:
-        return

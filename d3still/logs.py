@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,21 +23,12 @@ BAR_SECONDS_TERMINAL, BAR_SECONDS_FILE = 0.5, 30.0  # between two drawings of a 
 logger = logging.getLogger(__name__)
 
 
-class EarlyRecords(logging.Handler):
+class EarlyRecords(MemoryHandler):
     """Keeps what is logged before the run's folder is ready: how the config was read, weights that were left out."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._records: deque[logging.LogRecord] = deque(maxlen=KEPT)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record."""
-        self._records.append(record)
-
-    def hand_over(self, to: logging.Handler) -> None:
-        """Give everything kept to another handler, and forget it."""
-        while self._records:
-            to.handle(self._records.popleft())
+        super().__init__(KEPT)
+        self.buffer = deque(maxlen=KEPT)  # the last ones, however long there is no file to hand them to
 
 
 class LogFile(logging.FileHandler):
@@ -98,7 +90,9 @@ def log_file(path: Path) -> Iterator[LogFile]:
     root, keeper, file = logging.getLogger(PACKAGE), _keeper(), LogFile(path)
     if keeper:
         root.removeHandler(keeper)
-        keeper.hand_over(file)
+        keeper.setTarget(file)
+        keeper.flush()
+        keeper.setTarget(None)
     root.addHandler(file)
     try:
         yield file

@@ -42,9 +42,7 @@ class Registry:
     def get(self, name: str) -> Any:
         """The entry called ``name``; a `UserError` that lists the known ones if there is none."""
         if name not in self._entries:
-            raise UserError(
-                unknown_name(f"{self.key} '{name}' is not a known {self.kind}", name, self._entries)
-            )
+            raise UserError(unknown_name(f"{self.key} '{name}' is not a known {self.kind}", name, self._entries))
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

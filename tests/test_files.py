@@ -43,7 +43,7 @@ def test_only_own_leftovers_are_removed(tmp_path, monkeypatch, name):
     for other in others:
         (tmp_path / other).write_text("the user's")
     left = abandoned(tmp_path / name, monkeypatch)
-    remove_leftovers(tmp_path / name)
+    remove_leftovers(tmp_path, name)
     assert not left.exists()
     assert {path.name for path in tmp_path.iterdir()} == set(others)
 
@@ -52,7 +52,7 @@ def test_a_file_that_is_being_written_stays(tmp_path):
     path = tmp_path / "a.pth"
 
     def write(file):
-        remove_leftovers(path)
+        remove_leftovers(tmp_path, path.name)
         file.write(b"whole")
 
     write_atomically(path, write)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from d3still.engine.finished_run import LoadedRun
     from d3still.evaluation import RankingResult
 
-COLUMNS = ("mAP", "mINP", "R1", "R5", "R10")
-
 
 def rank_files(paths: list[str], opts: list[str]) -> dict[str, RankingResult]:
     """Rank the features of two .npz files; TEST settings may follow as KEY VALUE."""
@@ -39,11 +37,10 @@ def rank_files(paths: list[str], opts: list[str]) -> dict[str, RankingResult]:
 
 def table(results: dict[str, RankingResult]) -> str:
     """Results in percent, a row a protocol."""
-    lines = [f"{'':14}" + "".join(f"{name:>8}" for name in COLUMNS)]
-    for name, result in results.items():
-        summary = result.summary()
-        lines.append(f"{name:14}" + "".join(f"{summary[column]:8.2f}" for column in COLUMNS))
     first = next(iter(results.values()))
+    lines = [f"{'':14}" + "".join(f"{measure:>8}" for measure in first.summary())]
+    for name, result in results.items():
+        lines.append(f"{name:14}" + "".join(f"{value:8.2f}" for value in result.summary().values()))
     if first.num_unmatched:
         lines.append(
             f"{first.num_unmatched} of {first.num_valid + first.num_unmatched} queries have no match: left out"

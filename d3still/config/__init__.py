@@ -1,7 +1,7 @@
 """The config: the schema, the loader, published keys, and the paths that follow from a config."""
 
 from d3still.config.bounded import read_tree
-from d3still.config.load import dump_config, installed, load_config, user_code
+from d3still.config.load import dump_config, installed, load_config, plain_tree, user_code
 from d3still.config.node import Config, get_cfg
 from d3still.config.paths import REPOSITORY, filled_in, repositories, run_dir, weight_path
 from d3still.config.sections import add_section
@@ -15,6 +15,7 @@ __all__ = [
     "get_cfg",
     "installed",
     "load_config",
+    "plain_tree",
     "read_tree",
     "repositories",
     "run_dir",

@@ -60,7 +60,9 @@ def user_code(path: str | Path) -> list[str]:
 
 def dump_config(cfg: Config) -> str:
     """The config as YAML that `load_config` reads back to the same values."""
-    return yaml.safe_dump(_plain(cfg), sort_keys=False, allow_unicode=True, default_flow_style=None, width=float("inf"))
+    return yaml.safe_dump(
+        plain_tree(cfg), sort_keys=False, allow_unicode=True, default_flow_style=None, width=float("inf")
+    )
 
 
 def _fill_in(cfg: Config) -> None:
@@ -73,10 +75,11 @@ def _fill_in(cfg: Config) -> None:
         cfg.OUTPUT_DIR.EXPERIMENT_NAME = default_experiment_name(cfg, cfg.config_file)
 
 
-def _plain(value: Any) -> Any:
+def plain_tree(value: Any) -> Any:
+    """A config, or a value of one, as its YAML holds it: in plain mappings and lists."""
     if isinstance(value, Mapping):
-        return {key: _plain(child) for key, child in value.items()}
+        return {key: plain_tree(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(child) for child in value]
+        return [plain_tree(child) for child in value]
     # A text with quotes of its own gets another pair, since reading takes one pair off.
     return f'"{value}"' if isinstance(value, str) and unquote(value) != value else value

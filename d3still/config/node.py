@@ -15,7 +15,7 @@ from d3still.config.coerce import coerce
 from d3still.config.imports import IMPORTS_KEY, import_user_code
 from d3still.config.published import translate, translate_overrides
 from d3still.config.reader import COMMAND_LINE, Setting, read_layers, shown
-from d3still.config.sections import added_sections, known_defaults, leaves, schema
+from d3still.config.sections import known_defaults, leaves, schema
 from d3still.errors import UserError
 from d3still.files import user_path
 
@@ -107,9 +107,9 @@ class Config(CfgNode):
     def _assign(self, settings: dict[str, Setting]) -> None:
         if self.is_frozen():
             raise AttributeError("this config is frozen; settings belong in its file or on the command line")
-        for name, section in added_sections():
-            if name not in self:
-                self[name] = Config(section)
+        for name, section in schema().items():
+            if name not in self:  # added since this config was made
+                self[name] = Config(copy.deepcopy(section))
         for key, setting in settings.items():
             *path, leaf = key.split(".")
             node = self
@@ -121,10 +121,7 @@ class Config(CfgNode):
 
 def get_cfg() -> Config:
     """A fresh, unfrozen config with every default, sections that distillers added included."""
-    cfg = Config(copy.deepcopy(schema()))
-    for name, section in added_sections():
-        cfg[name] = Config(section)
-    return cfg
+    return Config(copy.deepcopy(schema()))
 
 
 def _is_section(key: str, known: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -30,24 +30,6 @@ def one_of(*options: Any) -> Rule:
     return Rule(" | ".join(map(str, options)), lambda value: value in options)
 
 
-def split_rows(rows: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Rule]]:
-    """Rows ``key: default`` or ``key: (default, rule)`` as defaults, and the rules of those that have one.
-
-    A row may be a mapping of further rows; rules are by full key, ``SECTION.KEY``.
-    """
-    defaults: dict[str, Any] = {}
-    rules: dict[str, Rule] = {}
-    for key, row in rows.items():
-        if isinstance(row, Mapping):
-            defaults[key], inner = split_rows(row)
-            rules |= {f"{key}.{name}": rule for name, rule in inner.items()}
-        elif isinstance(row, tuple) and len(row) == 2 and isinstance(row[1], Rule):
-            defaults[key], rules[key] = row
-        else:
-            defaults[key] = row
-    return defaults, rules
-
-
 POSITIVE = Rule("above 0", lambda value: value > 0)
 NOT_NEGATIVE = Rule("0 or more", lambda value: value >= 0)
 AT_LEAST_1 = Rule("1 or more", lambda value: value >= 1)
@@ -70,7 +52,7 @@ THREE = Rule("three numbers, one a channel", lambda value: len(value) == 3)
 THREE_POSITIVE = Rule("three numbers above 0", lambda value: len(value) == 3 and min(value) > 0)
 EPOCHS = Rule("at least one epoch, 0 or more", lambda value: bool(value) and min(value) >= 0)
 SEED = Rule("0 or more and below 2^32", lambda value: 0 <= value < 2**32)
-CARD = Rule("one card's number, e.g. 0 (several cards: torchrun)", lambda value: value.isdigit())
+CARD = Rule("one card's number, e.g. 0 (several cards: torchrun)", lambda value: value.isdecimal())
 RE_RANKING = Rule(
     "[k1, k2, lambda] with k1 and k2 from 1 and lambda between 0 and 1",
     lambda value: min(value[:2]) >= 1 and 0 <= value[2] <= 1,

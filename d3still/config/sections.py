@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from d3still.config import defaults as core
-from d3still.config.rules import Rule, split_rows
+from d3still.config.rules import Rule
 from d3still.errors import UserError
 
 #: Packages whose import registers sections. By name, like a user's EXPERIMENT.IMPORTS: config stands below them.
 REGISTERING = ("d3still.distillers", "d3still.solver")
 VALUE_TYPES = (bool, int, float, str, list)
+_PACKAGE = f"{__name__.partition('.')[0]}."
 
-_core, _rules = split_rows(core._C)
-_own: dict[str, dict[str, Any]] = {}  # sections of this package's registered parts
-_added: dict[str, dict[str, Any]] = {}  # sections of a user's
+_sections: dict[str, dict[str, Any]] = {}  # the package's own, then a user's
+_rules: dict[str, Rule] = {}
 _owners: dict[str, str] = {}
 
 
@@ -36,46 +35,37 @@ def add_section(name: str, defaults: Mapping[str, Any], owner: str = "") -> None
     Raises:
         UserError: when the section exists with other defaults, or a default is of no config type.
     """
-    values, rules = split_rows(defaults)
-    values = _checked(name, values)
-    package = __name__.partition(".")[0]
-    own = owner.startswith(f"{package}.")
-    known = _core.get(name, _own.get(name)) if own else schema().get(name, _added.get(name))
-    if known is None:
-        (_own if own else _added)[name] = values
+    values, rules = _read_rows(name, defaults)
+    if not owner.startswith(_PACKAGE):
+        schema()  # the package's own come first
+    if name not in _sections:
+        _sections[name], _owners[name] = values, owner
         _rules.update({f"{name}.{key}": rule for key, rule in rules.items()})
-        _owners[name] = owner
-    elif _typed(known) != _typed(values):
+    elif _typed(_sections[name]) != _typed(values):
         raise UserError(f"config section {name} already exists with other defaults; choose another name")
 
 
-def added_sections() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The sections that a user's code added so far, as fresh copies."""
-    return iter(copy.deepcopy(_added).items())
-
-
-@functools.cache
-def schema() -> Mapping[str, Any]:
-    """The package's own sections with their defaults; not to be changed."""
+def schema() -> Mapping[str, dict[str, Any]]:
+    """All sections that there are by now, with their defaults; not to be changed."""
     for package in REGISTERING:
         importlib.import_module(package)
-    return _core | _own
+    return _sections
 
 
 def known_defaults() -> dict[str, Any]:
-    """Every key that a config has now, ``SECTION.KEY`` → default; not to be changed."""
-    return {**_schema_defaults(), **dict(leaves(_added))}
+    """Every key that a config has now, ``SECTION.KEY`` → default."""
+    return dict(leaves(schema()))
 
 
 def known_rules() -> Mapping[str, Rule]:
-    """The rules of all keys that have one, by full key."""
-    known = known_defaults()
-    return {key: rule for key, rule in _rules.items() if key in known}
+    """The rules of all keys that have one, by full key; not to be changed."""
+    schema()
+    return _rules
 
 
 def owner_of(section: str) -> str:
     """The module in whose source a section's rows stand."""
-    return _owners.get(section, core.__name__)
+    return _owners[section]
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -87,19 +77,18 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-@functools.cache
-def _schema_defaults() -> dict[str, Any]:
-    return dict(leaves(schema()))
-
-
-def _checked(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with lists for tuples; sections within likewise."""
-    if not name.isidentifier() or not all(isinstance(key, str) and key.isidentifier() for key in values):
+def _read_rows(name: str, rows: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Rule]]:
+    """A section's defaults, with lists for tuples, and rules by key; those of sections within as ``SECTION.KEY``."""
+    if not name.isidentifier() or not all(isinstance(key, str) and key.isidentifier() for key in rows):
         raise UserError(f"config section {name!r}: section and keys must be plain names (letters, digits, _)")
-    checked = {}
-    for key, value in values.items():
+    defaults: dict[str, Any] = {}
+    rules: dict[str, Rule] = {}
+    for key, value in rows.items():
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Rule):
+            value, rules[key] = value
         if isinstance(value, Mapping):
-            value = _checked(key, value)
+            value, inner = _read_rows(key, value)
+            rules |= {f"{key}.{leaf}": rule for leaf, rule in inner.items()}
         elif isinstance(value, tuple):
             value = list(value)
         elif not isinstance(value, VALUE_TYPES):
@@ -107,10 +96,14 @@ def _checked(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
                 f"config section {name}: the default of {key} is a {type(value).__name__}; "
                 "give a number, a text, True/False or a list"
             )
-        checked[key] = copy.deepcopy(value)
-    return checked
+        defaults[key] = copy.deepcopy(value)
+    return defaults, rules
 
 
 def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values with their types, so that 1, 1.0 and True differ."""
     return {key: _typed(value) if isinstance(value, Mapping) else (type(value), value) for key, value in values.items()}
+
+
+for _name, _rows in core._C.items():
+    add_section(_name, _rows, core.__name__)

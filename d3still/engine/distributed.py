@@ -44,15 +44,10 @@ def choose_device(wanted: str, device_id: str, local_rank: int, world_size: int)
     """``EXPERIMENT.DEVICE`` as a device; the CPU where there is no GPU.
 
     Raises:
-        UserError: several cards without torchrun, or a card that is not there.
+        UserError: for a card that is not there.
     """
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if world_size == 1 and not device_id.strip().isdigit():
-        raise UserError(
-            f"EXPERIMENT.DEVICE_ID '{device_id}' names no single card; for several cards start "
-            "torchrun --nproc_per_node=N tools/train_net.py …"
-        )
     index = local_rank if world_size > 1 else int(device_id)
     if index >= torch.cuda.device_count():
         raise UserError(
@@ -85,13 +80,10 @@ def process_group(wanted_device: str, device_id: str = "0") -> Iterator[tuple[Ra
         dist.destroy_process_group()
 
 
-def from_main(value: Any) -> Any:
-    """Rank 0's ``value`` on every rank."""
-    if not dist.is_initialized():
-        return value
-    holder = [value]
-    dist.broadcast_object_list(holder, src=0)
-    return holder[0]
+def wait_for_main() -> None:
+    """Wait until rank 0 is here, too; it waits for nobody."""
+    if dist.is_initialized():
+        dist.broadcast_object_list([None], src=0)
 
 
 def share_buffers(network: nn.Module) -> None:

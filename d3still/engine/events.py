@@ -59,24 +59,25 @@ class Board:
     """
 
     def __init__(self, folder: Path | None, purge_step: int | None = None) -> None:
-        self._writer = None
-        if folder is not None:
-            suffix = f".{time.time_ns()}"  # the writer's own names tell seconds: a run resumed at once would begin anew
-            try:
-                self._writer = SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=suffix)
-            except OSError as error:
-                raise UserError(f"cannot write to {folder}: {error.strerror}; free some space") from error
+        writes = folder is not None
+        suffix = f".{time.time_ns()}"  # the writer's own names tell seconds: a run resumed at once would begin anew
+        try:
+            self._writer = SummaryWriter(
+                str(folder), purge_step=purge_step, filename_suffix=suffix, write_to_disk=writes
+            )
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; free some space") from error
+        if writes:
             _forgive(self._writer.file_writer.event_writer._ev_writer, folder)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """One point a name."""
-        if self._writer:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
 
     def optimizer_report(self, report: dict[str, Any]) -> None:
         """RAHO's groups as a note and its scores as bars: one step a scored block. Nothing for other builders."""
-        if not self._writer or not report:
+        if not report:
             return
         lines = [
             f"- {tier.replace('_', ' ')}: {', '.join(blocks) or 'none'}" for tier, blocks in report["groups"].items()
@@ -89,20 +90,17 @@ class Board:
 
     def pair_images(self, low: Tensor, high: Tensor) -> None:
         """The two views X^l and X^h of a few images, uint8 (B, 3, H, W)."""
-        if self._writer:
-            self._writer.add_images("pairs/low_resolution", low[:EXAMPLES].numpy(), 0)
-            self._writer.add_images("pairs/high_resolution", high[:EXAMPLES].numpy(), 0)
+        self._writer.add_images("pairs/low_resolution", low[:EXAMPLES].numpy(), 0)
+        self._writer.add_images("pairs/high_resolution", high[:EXAMPLES].numpy(), 0)
 
     def hardest_queries(self, evaluation: Evaluation, step: int) -> None:
         """Ranked lists of the queries of lowest AP, one picture each for AIR and SIR."""
-        if self._writer:
-            for name, picture in evaluation.hardest.items():
-                self._writer.add_image(f"{name}/hardest_queries", picture, step, dataformats="HWC")
+        for name, picture in evaluation.hardest.items():
+            self._writer.add_image(f"{name}/hardest_queries", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is pending."""
-        if self._writer:
-            self._writer.close()
+        self._writer.close()
 
 
 def _forgive(events: Any, folder: Path) -> None:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -92,9 +91,14 @@ def embed(cfg: CfgNode, protocol: str) -> Embedded:
 
 
 def load_test_weights(cfg: CfgNode, distiller: Distiller) -> None:
-    """Weights of both networks. A file that holds one network only is the learner's, and the other comes
-    from where its stage takes it (``TEACHER_MODEL_PATH``, ``STUDENT_PRETRAIN_PATH``)."""
-    path = tested_file(cfg)
+    """Weights of both networks, from ``TEST.WEIGHTS``, else the run's own ``last.pth``.
+
+    A file that holds one network only is the learner's, and the other comes from where its stage takes it
+    (``TEACHER_MODEL_PATH``, ``STUDENT_PRETRAIN_PATH``).
+    """
+    path = weight_path(cfg, cfg.TEST.WEIGHTS) if cfg.TEST.WEIGHTS else RunFolder(run_dir(cfg)).last
+    if not path.exists():
+        raise UserError(f"no weights at {path}; train this config first, or set TEST.WEIGHTS to a checkpoint")
     logger.info("testing %s", path)
     held = read_weights(path).networks()
     networks = {"query": distiller.query, "gallery": distiller.gallery}
@@ -105,16 +109,3 @@ def load_test_weights(cfg: CfgNode, distiller: Distiller) -> None:
         elsewhere = len(held) == 1 and stage_of(cfg) > 0 and side != distiller.learner
         source = previous_stage(cfg, keys[side]) if elsewhere else path
         load_weights(network, source, part=side, purpose="test")
-
-
-def tested_file(cfg: CfgNode) -> Path:
-    """``TEST.WEIGHTS``, else the run's own ``last.pth``.
-
-    Raises:
-        UserError: when it is not there.
-    """
-    own = RunFolder(run_dir(cfg)).last
-    path = weight_path(cfg, cfg.TEST.WEIGHTS) if cfg.TEST.WEIGHTS else own
-    if not path.exists():
-        raise UserError(f"no weights at {path}; train this config first, or set TEST.WEIGHTS to a checkpoint")
-    return path

@@ -58,11 +58,8 @@ def merged_galleries(cfg: CfgNode, run: LoadedRun, shares: Sequence[float]) -> I
 
 def take_statistics(network: nn.Module, run: LoadedRun) -> None:
     """Set a gallery network's batch-norm statistics to those of the run's training images, as they are tested."""
+    batches = run.data.test(run.data.dataset.train, run.data.sizes.gallery_test).epoch(0, 0)
+    images = (run.data.normalize(batch.to(run.device)) for batch in batches)
     with exact_inference():  # but in train mode
-        update_bn(_training_images(run), network, run.device)
+        update_bn(images, network, run.device)
     network.eval()
-
-
-def _training_images(run: LoadedRun) -> Iterator[Tensor]:
-    for batch in run.data.test(run.data.dataset.train, run.data.sizes.gallery_test).epoch(0, 0):
-        yield run.data.normalize(batch.to(run.device))

@@ -20,8 +20,7 @@ class Meter:
         self.names: list[str] = []
         self.steps = 0
         self._sums: Tensor | None = None
-        self._bad_step: Tensor | None = None
-        self._bad_values: Tensor | None = None
+        self._bad: Tensor | None = None  # the first bad step's values, and its number; −1 while there is none
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add one step's values, scalars on one device, always the same names."""
@@ -29,12 +28,10 @@ class Meter:
         if self._sums is None:
             self.names = list(values)
             self._sums = torch.zeros_like(stacked)
-        if self._bad_step is None:
-            self._bad_step = torch.full((), -1, device=stacked.device)
-            self._bad_values = torch.zeros_like(stacked)
-        is_new = ~torch.isfinite(stacked).all() & (self._bad_step < 0)
-        self._bad_step = torch.where(is_new, self.steps, self._bad_step)
-        self._bad_values = torch.where(is_new, stacked, self._bad_values)
+        if self._bad is None:
+            self._bad = stacked.new_full((len(stacked) + 1,), -1)
+        is_new = ~torch.isfinite(stacked).all() & (self._bad[-1] < 0)
+        self._bad = torch.where(is_new, torch.cat([stacked, stacked.new_full((1,), self.steps)]), self._bad)
         self._sums += stacked
         self.steps += 1
 
@@ -54,11 +51,12 @@ class Meter:
         Raises:
             UserError: naming the step, the loss terms and the last good checkpoint.
         """
-        if self._bad_step is None or int(self._bad_step) < 0:
+        *values, step = [-1] if self._bad is None else self._bad.tolist()
+        if step < 0:
             return
-        terms = ", ".join(f"{n}={v:.4g}" for n, v in zip(self.names, self._bad_values.tolist(), strict=True))
+        terms = ", ".join(f"{n}={v:.4g}" for n, v in zip(self.names, values, strict=True))
         raise UserError(
-            f"the loss is not finite in epoch {epoch}, step {int(self._bad_step)} ({terms}); {last_good}; "
+            f"the loss is not finite in epoch {epoch}, step {int(step)} ({terms}); {last_good}; "
             "lower SOLVER.BASE_LR or set EXPERIMENT.PRECISION: float32"
         )
 

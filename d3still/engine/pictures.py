@@ -37,6 +37,7 @@ def list_grid(
     Raises:
         ImageError: a file cannot be read.
     """
+
     def read(sample: Sample) -> Tensor:
         return read_image(sample.path, sample.box, max_pixels)
 

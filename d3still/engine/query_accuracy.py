@@ -18,16 +18,11 @@ BATCHES = 16  # of pairs; enough for a percent or two
 LOW = 0.6  # docs/results: at 24 % and 49 % the logits terms cost symmetric retrieval and add nothing
 
 
-def query_accuracy(query: nn.Module, pairs: Iterable[Pair]) -> float:
-    """The share of low-resolution training images that the query network names right, as in `exact_inference`."""
+def say_query_accuracy(query: nn.Module, pairs: Iterable[Pair]) -> None:
+    """Log the share of low-resolution training images that are named right, as a warning where it is low."""
     with exact_inference(query):
         right = [query(pair.low).logits.argmax(1) == pair.labels for pair in islice(pairs, BATCHES)]
-    return float(torch.cat(right).float().mean())
-
-
-def say_query_accuracy(query: nn.Module, pairs: Iterable[Pair]) -> None:
-    """Log the accuracy at the start of stage 2, as a warning where it is low."""
-    accuracy = query_accuracy(query, pairs)
+    accuracy = float(torch.cat(right).float().mean())
     if accuracy >= LOW:
         logger.info("the query network names %.0f %% of its training images right", 100 * accuracy)
     else:

@@ -156,10 +156,5 @@ def per_query(evaluation: Evaluation) -> dict[str, np.ndarray]:
         "query_names": np.array([sample.name for sample in evaluation.query]),
     }
     for name, result in evaluation.results.items():
-        arrays |= {
-            f"{name}_ap": np.asarray(result.ap),
-            f"{name}_inp": np.asarray(result.inp),
-            f"{name}_first_hit": np.asarray(result.first_hit),
-            f"{name}_cmc": np.asarray(result.cmc),
-        }
+        arrays |= {f"{name}_{part}": np.asarray(getattr(result, part)) for part in ("ap", "inp", "first_hit", "cmc")}
     return arrays

@@ -18,9 +18,8 @@ from yacs.config import CfgNode
 
 from d3still import __version__
 from d3still.config import dump_config, run_dir
-from d3still.data import RetrievalDataset
 from d3still.distillers import Distiller
-from d3still.engine.distributed import Rank, from_main, process_group, synchronize_batch_norms
+from d3still.engine.distributed import process_group, synchronize_batch_norms, wait_for_main
 from d3still.engine.events import logging_to
 from d3still.engine.precision import choose_precision
 from d3still.engine.query_accuracy import say_query_accuracy
@@ -74,7 +73,7 @@ def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> P
         stack.enter_context(logging_to(None, quiet=not ranks.is_main))
         if ranks.is_main:
             stack.enter_context(folder.alone())
-        from_main(None)  # no rank looks at the folder before it is this run's
+        wait_for_main()  # no rank looks at the folder before it is this run's
         saved = folder.resumable(cfg, resume)
         dataset = open_dataset(cfg)
         inputs = fingerprint(start_files(cfg), dataset)
@@ -83,41 +82,25 @@ def train(cfg: CfgNode, resume: str = "auto", accept_changes: bool = False) -> P
         if folder.is_finished(saved, resume):
             logger.info("%s is finished; --resume never trains it again", folder.path)
             return folder.path
-        trainer = _prepare(cfg, folder, dataset, saved, ranks, device)
+        # what can fail for a reason the user can mend comes before anything is written
+        choose_threads(cfg.EXPERIMENT.NUM_THREADS, None if saved is None else saved["progress"].get("threads"))
+        require_matches(cfg, dataset)
+        distiller = build_distiller(cfg, dataset.num_classes)
+        if saved is None:
+            load_start_weights(cfg, distiller)
+        distiller.to(device, memory_format=torch.channels_last)
+        trainer = build_trainer(cfg, distiller, Data(cfg, dataset, ranks, device), folder, device, saved)
         if ranks.is_main:
             folder.begin(cfg, saved, resume, inputs)
             stack.enter_context(logging_to(folder.log))
             if saved is None and stage_of(cfg) == 2:
                 pairs = normalized_pairs(trainer.pair_loader, trainer.normalize, device)
                 say_query_accuracy(trainer.distiller.query, pairs)
-        from_main(None)  # no rank trains before the folder is ready
+        wait_for_main()  # no rank trains before the folder is ready
         evaluation = trainer.run()
         if ranks.is_main:
             _write_results(cfg, trainer, evaluation, inputs)
         return folder.path
-
-
-def _prepare(
-    cfg: CfgNode,
-    folder: RunFolder,
-    dataset: RetrievalDataset,
-    saved: dict[str, Any] | None,
-    ranks: Rank,
-    device: torch.device,
-) -> Trainer:
-    """Everything that can fail for a reason the user can mend, before anything is written."""
-    precision = choose_precision(cfg.EXPERIMENT.PRECISION, device).name
-    choose_threads(cfg.EXPERIMENT.NUM_THREADS, None if saved is None else saved["progress"].get("threads"))
-    require_matches(cfg, dataset)
-    distiller = build_distiller(cfg, dataset.num_classes)
-    if saved is None:
-        load_start_weights(cfg, distiller)
-    distiller.to(device, memory_format=torch.channels_last)
-    where = f"{device}, {precision}" + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else "")
-    logger.info("%s on %s", cfg.OUTPUT_DIR.EXPERIMENT_NAME, where)
-    if distiller.extra_parameter_count():
-        logger.info("%d parameters beside the two networks", distiller.extra_parameter_count())
-    return build_trainer(cfg, distiller, Data(cfg, dataset, ranks, device), folder, device, saved)
 
 
 def build_trainer(
@@ -140,6 +123,10 @@ def build_trainer(
     """
     ranks, x, s = data.ranks, cfg.EXPERIMENT, cfg.SOLVER
     precision = choose_precision(x.PRECISION, device)
+    where = f"{device}, {precision.name}" + (f", {ranks.world_size} ranks" if ranks.world_size > 1 else "")
+    logger.info("%s on %s", cfg.OUTPUT_DIR.EXPERIMENT_NAME, where)
+    if distiller.extra_parameter_count():
+        logger.info("%d parameters beside the two networks", distiller.extra_parameter_count())
     identity_loader, pair_loader = data.identity(), data.pairs() if distiller.uses_pairs else None
     recomputation = Recomputation(
         distiller, x.CHECKPOINT_ACTIVATIONS, partial(does_not_fit, cfg, distiller, precision, device)

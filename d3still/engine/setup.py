@@ -203,7 +203,7 @@ def refuse_other_inputs(before: dict[str, Any], now: dict[str, Any], folder: Pat
 
 @dataclass(frozen=True)
 class Sizes:
-    """(height, width) of every kind of image in a run; None where the stage has none."""
+    """(height, width) of every kind of image in a run."""
 
     identity: tuple[int, int]
     identity_padding: int
@@ -235,6 +235,12 @@ class Data:
             "max_pixels": cfg.DATALOADER.MAX_PIXELS,
             "pin_memory": device.type == "cuda",
         }
+        self._training = self._common | {
+            "num_instances": cfg.DATALOADER.NUM_INSTANCE,
+            "flip_prob": cfg.INPUT.PROB,
+            "erase_prob": cfg.INPUT.RE_PROB,
+            "seed": cfg.SOLVER.SEED,
+        }
 
     def identity(self) -> BatchLoader:
         """Identity-balanced batches for the network that learns."""
@@ -245,11 +251,9 @@ class Data:
             size=self.sizes.identity,
             padding=self.sizes.identity_padding,
             batch_size=self.cfg.SOLVER.IMS_PER_BATCH,
-            num_instances=self.cfg.DATALOADER.NUM_INSTANCE,
             sampler=self.cfg.DATALOADER.SAMPLER,
             cache=self._cache(train),
-            **self._augmentation(),
-            **self._common,
+            **self._training,
         )
 
     def pairs(self) -> BatchLoader:
@@ -263,11 +267,9 @@ class Data:
             high_size=i.TEACHER_SIZE_TRAIN,
             high_padding=i.TEACHER_PADDING,
             batch_size=self.cfg.SOLVER.IMS_DISTILLATION_PER_BATCH,
-            num_instances=self.cfg.DATALOADER.NUM_INSTANCE,
             sampler=self.cfg.DATALOADER.PAIR_SAMPLER,
             cache=self._cache(train),
-            **self._augmentation(),
-            **self._common,
+            **self._training,
         )
 
     def test(self, samples: list[Sample], size: tuple[int, int]) -> BatchLoader:
@@ -284,18 +286,11 @@ class Data:
                 f"{2 * ranks}, or start fewer ranks"
             )
 
-    def _augmentation(self) -> dict[str, Any]:
-        return {
-            "flip_prob": self.cfg.INPUT.PROB,
-            "erase_prob": self.cfg.INPUT.RE_PROB,
-            "seed": self.cfg.SOLVER.SEED,
-        }
-
     def _cache(self, samples: list[Sample]) -> str | ImageCache:
-        if self.cfg.DATALOADER.CACHE != "ram":
-            return self.cfg.DATALOADER.CACHE
+        loader = self.cfg.DATALOADER
+        if loader.CACHE != "ram":
+            return loader.CACHE
         if id(samples) not in self._caches:
-            loader = self.cfg.DATALOADER
             cache = ImageCache(samples, on_bad_image=loader.ON_BAD_IMAGE, max_pixels=loader.MAX_PIXELS)
             self._caches[id(samples)] = cache
         return self._caches[id(samples)]

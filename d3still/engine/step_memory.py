@@ -24,6 +24,7 @@ from yacs.config import CfgNode
 from d3still.distillers import Distiller
 from d3still.engine.precision import DTYPES, Precision
 from d3still.modeling import RetrievalModel, build_model
+from d3still.runs.facts import side_of
 
 GIB = 2**30
 CLASSES = 576  # VeRi-776's training identities
@@ -137,15 +138,13 @@ def images_that_fit(setting: StepShape, memory: float) -> int:
 
 def setting_of(cfg: CfgNode, distiller: Distiller, precision: Precision, recompute: bool = True) -> StepShape:
     """The step of a run, as `estimated_peak` takes it."""
-    d, i = cfg.DISTILLER, cfg.INPUT
-    alone = distiller.query is None
-    high = i.TEACHER_SIZE_TRAIN if not alone else i.STUDENT_SIZE_TRAIN
+    d, i, (gallery, _) = cfg.DISTILLER, cfg.INPUT, side_of(cfg, "gallery")
     return StepShape(
-        d.TEACHER_NAME if not alone else d.STUDENT_NAME,
-        tuple(high),
+        d[f"{gallery}_NAME"],
+        tuple(i[f"{gallery}_SIZE_TRAIN"]),
         d.STUDENT_NAME,
         tuple(i.STUDENT_SIZE_TRAIN),
-        0 if alone else cfg.SOLVER.IMS_DISTILLATION_PER_BATCH,
+        0 if distiller.query is None else cfg.SOLVER.IMS_DISTILLATION_PER_BATCH,
         DTYPES[precision.name],
         recompute,
         cfg.SOLVER.IMS_PER_BATCH,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from d3still.errors import UserError
 from d3still.logs import progress_bar
 from d3still.runs.checkpoint import load_network_state, network_state, save_checkpoint
 from d3still.runs.folder import RunFolder
+from d3still.runs.history import append_record
 from d3still.solver import set_learning_rates
 
 logger = logging.getLogger(__name__)
@@ -170,17 +172,22 @@ class Trainer:
         self.seconds += elapsed
         self._check_losses()
         self._check_weights()
-        record = self._epoch_record(elapsed, data_wait / elapsed, (self.images - former_images) / elapsed)
-        record["steps"] = total - first_step
+        rates = sorted(group["lr"] for group in self.optimizer.param_groups)
+        record = {
+            "epoch": self.epoch,
+            **self.meter.means(),
+            "lr": [rates[0], rates[-1]],
+            "seconds": round(elapsed, 3),
+            "images_per_second": round((self.images - former_images) / elapsed, 2),
+            "data_wait": round(data_wait / elapsed, 4),
+            "steps": total - first_step,
+        }
         return self._end_epoch(record)
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[ImageBatch, PairBatch | None]]:
-        """Both loaders' batches on the device, from step ``start`` on."""
-        identity = self.identity_loader.epoch(epoch, start)
-        if self.pair_loader is None:
-            yield from ((batch, None) for batch in identity)
-        else:
-            yield from zip(identity, self.pair_loader.epoch(epoch, start), strict=False)
+        """Both loaders' batches, from step ``start`` on."""
+        pairs = repeat(None) if self.pair_loader is None else self.pair_loader.epoch(epoch, start)
+        yield from zip(self.identity_loader.epoch(epoch, start), pairs, strict=False)
 
     def _train_on(self, identity: ImageBatch, pair: PairBatch | None) -> None:
         self.skipped.update(identity.skipped, pair.skipped if pair else ())
@@ -274,17 +281,6 @@ class Trainer:
             self.epoch + 1,
         )
 
-    def _epoch_record(self, elapsed: float, data_wait: float, speed: float) -> dict[str, Any]:
-        rates = sorted(group["lr"] for group in self.optimizer.param_groups)
-        return {
-            "epoch": self.epoch,
-            **self.meter.means(),
-            "lr": [rates[0], rates[-1]],
-            "seconds": round(elapsed, 3),
-            "images_per_second": round(speed, 2),
-            "data_wait": round(data_wait, 4),
-        }
-
     def _end_epoch(self, record: dict[str, Any]) -> Evaluation | None:
         """Evaluate if due, write the epoch's line, then the checkpoint that makes the epoch count."""
         done = self.epoch + 1
@@ -300,7 +296,7 @@ class Trainer:
         self.steps_before += self.step
         self.epoch, self.step, self.meter = done, 0, Meter()
         if self.ranks.is_main:
-            self.folder.add_epoch(record)
+            append_record(self.folder.history, record)
         every = self.loop.keep_every
         keep = every and done % every == 0 and not self.finished
         self._save(keep_as=done if keep else None)
@@ -348,10 +344,7 @@ class Trainer:
             "optimizer_report": self.report,
             "scaler": self.scaler.state_dict(),
         }
-        state = self._weights() | training
-        self.folder.save(state)
-        if keep_as is not None:
-            self.folder.save_epoch(state, keep_as)
+        self.folder.save(self._weights() | training, keep_as)
 
 
 def _range(rates: list[float]) -> str:

@@ -8,9 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from d3still.config import Config, dump_config, load_config, repositories
+from d3still.config import Config, load_config, plain_tree, repositories
 from d3still.data import RetrievalDataset, build_dataset
 from d3still.engine import train
 from d3still.engine.setup import (
@@ -55,7 +53,7 @@ class Training:
         if not (folder.metrics.exists() and folder.config.exists()):
             return False
         run = read_run(planned.folder)
-        differing = config_differences(run.config, yaml.safe_load(dump_config(planned.cfg)))
+        differing = config_differences(run.config, plain_tree(planned.cfg))
         if differing:
             raise UserError(
                 f"{folder.path} holds a run with another config: {'; '.join(differing)}. Restore these settings, set "

@@ -7,17 +7,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
-from d3still.config import dump_config, read_tree
+from d3still.config import dump_config, plain_tree, read_tree
 from d3still.errors import UserError
-from d3still.files import remove_leftovers_in, user_path, write_text
+from d3still.files import remove_leftovers, user_path, write_text
 from d3still.locks import locked
 from d3still.runs.checkpoint import load_checkpoint, save_checkpoint
 from d3still.runs.facts import differences
 from d3still.runs.former import FormerRun
-from d3still.runs.history import append_record, read_history, write_history
+from d3still.runs.history import read_history, write_history
 
 # Settings that may differ when a run is resumed: they change how it runs, not what it computes.
 FREE_TO_CHANGE = (
@@ -70,7 +69,7 @@ class RunFolder:
             UserError: when another process is at work in it, or it cannot be made.
         """
         with locked(self.path):
-            remove_leftovers_in(self.path)
+            remove_leftovers(self.path)
             self._former.recover()
             try:
                 yield
@@ -103,7 +102,7 @@ class RunFolder:
         lacking = [key for key in STATE if key not in state]
         if lacking:
             raise UserError(f"{path} holds weights alone, without {', '.join(lacking)}; {self._ways_out(path)}")
-        differing = config_differences(read_tree(state["config"], str(path)), yaml.safe_load(dump_config(cfg)))
+        differing = config_differences(read_tree(state["config"], str(path)), plain_tree(cfg))
         if differing:
             raise UserError(
                 f"{path} belongs to a run with another config: {'; '.join(differing)}. Restore these settings, "
@@ -135,18 +134,16 @@ class RunFolder:
             write_history(self.history, [record for record in records if record["epoch"] < state["progress"]["epoch"]])
         write_text(self.config, dump_config(cfg))
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write ``last.pth``: from then on the run counts, and a former one that it replaces is gone."""
-        save_checkpoint(self.last, state | {"inputs": self._inputs})
+    def save(self, state: dict[str, Any], keep_as: int | None = None) -> None:
+        """Write ``last.pth``: from then on the run counts, and a former one that it replaces is gone.
+
+        With a number to be kept as, the same is written as ``epoch_NUMBER.pth``, which stays.
+        """
+        state = state | {"inputs": self._inputs}
+        save_checkpoint(self.last, state)
         self._former.discard()
-
-    def save_epoch(self, state: dict[str, Any], number: int) -> None:
-        """Write ``epoch_NUMBER.pth``, which stays."""
-        save_checkpoint(self.path / f"epoch_{number}.pth", state | {"inputs": self._inputs})
-
-    def add_epoch(self, record: dict[str, Any]) -> None:
-        """Append one epoch's line to ``metrics.jsonl``."""
-        append_record(self.history, record)
+        if keep_as is not None:
+            save_checkpoint(self.path / f"epoch_{keep_as}.pth", state)
 
     def _source(self, resume: str) -> Path:
         return self.last if resume in ("auto", "never") else user_path(resume, "--resume")

@@ -32,7 +32,8 @@ def weights_fingerprint(files: Mapping[str, Path]) -> dict[str, str]:
     Raises:
         UserError: when a file cannot be read.
     """
-    return {key: weights_digest(path, PARTS[key]) for key, path in files.items() if path.exists()}
+    states = {key: path.stat() for key, path in files.items() if path.exists()}
+    return {key: _weights_digest(files[key], PARTS[key], s.st_size, s.st_mtime_ns) for key, s in states.items()}
 
 
 def images_fingerprint(dataset: RetrievalDataset) -> dict[str, dict[str, Any]]:
@@ -60,14 +61,9 @@ def input_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     return changes
 
 
-def weights_digest(path: Path, part: str) -> str:
-    """SHA-256 of the tensors of a file's network, by sorted name; of the query network's with a baseline's parts."""
-    status = path.stat()
-    return _weights_digest(path, part, status.st_size, status.st_mtime_ns)
-
-
 @lru_cache(maxsize=64)  # a comparison asks for the same few files again and again
 def _weights_digest(path: Path, part: str, size: int, changed: int) -> str:
+    """SHA-256 of the tensors of a file's network, by sorted name; of the query network's with a baseline's parts."""
     weights = read_weights(path)
     networks = weights.networks()
     used = {part: networks[part]} if part in networks else networks

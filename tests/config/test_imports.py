@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from d3still.config import add_section, dump_config, get_cfg, load_config
+from d3still.config import add_section, dump_config, get_cfg, load_config, sections
 from d3still.config.rules import NOT_NEGATIVE, one_of
 from d3still.errors import UserError
 
@@ -23,7 +23,8 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _own_sections(monkeypatch):
-    monkeypatch.setattr("d3still.config.sections._added", {})
+    for table in ("_sections", "_rules", "_owners"):
+        monkeypatch.setattr(sections, table, dict(getattr(sections, table)))
 
 
 def write_loss(path, section, weight=1.0):

@@ -29,6 +29,7 @@ def load(tmp_path, monkeypatch):
     [
         *((key, "nonsense") for key in TEXTS),
         ("EXPERIMENT.DEVICE_ID", "0,1"),
+        ("EXPERIMENT.DEVICE_ID", "²"),
         ("EXPERIMENT.TRIPLET_MARGIN", -0.1),
         ("ACD.ALPHA", -1),
         ("ACD.TEMPERATURE", 0),

@@ -42,10 +42,9 @@ def train(folder, cfg, resume="auto", epochs=3, fail_in=None):
             if epoch == fail_in:
                 raise UserError("image 7 cannot be read")
             save_checkpoint(folder.best, {"which": f"epoch {epoch}", "epoch": epoch})
-            folder.add_epoch({"epoch": epoch})
-            folder.save(state(cfg, epoch + 1, finished=epoch + 1 == epochs))
-            if epoch + 1 < epochs:
-                folder.save_epoch(state(cfg, epoch + 1), epoch + 1)
+            append_record(folder.history, {"epoch": epoch})
+            last = epoch + 1 == epochs
+            folder.save(state(cfg, epoch + 1, finished=last), None if last else epoch + 1)
         folder.metrics.write_text(json.dumps({"epochs": epochs}))
         folder.per_query.touch()
         folder.tensorboard.mkdir(exist_ok=True)
@@ -158,7 +157,7 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_lost(finished, cfg):
 def test_a_first_epoch_that_was_killed_before_its_checkpoint_starts_again(tmp_path, cfg):
     folder = RunFolder(tmp_path)
     save_checkpoint(folder.best, {"epoch": 0})
-    folder.add_epoch({"epoch": 0})
+    append_record(folder.history, {"epoch": 0})
     assert train(folder, cfg) == "trained"
 
 
