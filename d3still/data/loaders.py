@@ -75,9 +75,7 @@ def identity_loader(
         batches = IdentityBalancedBatches(identities, batch_size, num_instances, seed, rank, world_size)
     elif sampler == "softmax":
         key = "SOLVER.IMS_PER_BATCH"
-        batches = ShuffledBatches(
-            len(samples), batch_size, seed, True, rank, world_size, key=key, stream=PLAIN_STREAM
-        )
+        batches = ShuffledBatches(len(samples), batch_size, seed, True, rank, world_size, key=key, stream=PLAIN_STREAM)
     else:
         raise UserError(f"DATALOADER.SAMPLER '{sampler}' is neither 'triplet' nor 'softmax'")
     view = View(_size(size), padding, flip_prob, erase_prob, _BALANCED_VIEW)

@@ -40,9 +40,7 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "MobileNetV2": _Kind(mobilenet_v2, MobileNet_V2_Weights.IMAGENET1K_V1, "conv", (3, 6, 13, 18), 14),
-    "MobileNetV3_Small": _Kind(
-        mobilenet_v3_small, MobileNet_V3_Small_Weights.IMAGENET1K_V1, "block", (1, 3, 8, 12), 9
-    ),
+    "MobileNetV3_Small": _Kind(mobilenet_v3_small, MobileNet_V3_Small_Weights.IMAGENET1K_V1, "block", (1, 3, 8, 12), 9),
 }
 
 
