@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +9,6 @@ from d3still.config.rules import NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import cosine_matrix, full_precision, need_two_images, off_diagonal
-from d3still.modeling import ModelOutput
 
 EPSILON = 1e-6  # added to every difference before it is squared (published code)
 
@@ -46,9 +43,4 @@ def raml_loss(query_feat: Tensor, gallery_feat: Tensor, lambda1: float, lambda2:
 class RAML(Distiller):
     """`raml_loss` on ``retrieval_feat``."""
 
-    def __init__(self, *, lambda1: float, lambda2: float, **common: Any) -> None:
-        super().__init__(**common)
-        self.lambda1, self.lambda2 = lambda1, lambda2
-
-    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return raml_loss(query.retrieval_feat, gallery.retrieval_feat, self.lambda1, self.lambda2)
+    loss_function = staticmethod(raml_loss)
