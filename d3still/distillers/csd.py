@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
 from d3still.config.rules import AT_LEAST_1, NOT_NEGATIVE, TEMPERATURE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
-from d3still.losses import full_precision
+from d3still.losses import full_precision, kl_divergence
 from d3still.losses.similarity import nearest_by_gallery
 
 
@@ -33,9 +32,7 @@ def csd_loss(
         UserError: when ``topk`` does not fit the batch.
     """
     gallery_sim, query_sim = nearest_by_gallery(query_feat, gallery_feat, topk, "CSD.TOPK")
-    target = F.log_softmax(gallery_sim.detach() / gallery_temperature, dim=1)
-    prediction = F.log_softmax(query_sim / query_temperature, dim=1)
-    return F.kl_div(prediction, target, reduction="batchmean", log_target=True)
+    return kl_divergence(gallery_sim.detach() / gallery_temperature, query_sim / query_temperature, temperature=1.0)
 
 
 @DISTILLERS.register(
