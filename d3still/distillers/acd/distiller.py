@@ -47,9 +47,9 @@ class ACD(Distiller):
     @classmethod
     def build(cls, cfg: CfgNode, query: nn.Module | None, gallery: nn.Module, learner: Side = "gallery") -> Distiller:
         name = cfg.ACD.BASELINE
-        if name not in DISTILLERS or not DISTILLERS.get(name).uses_pairs or DISTILLERS.get(name) is cls:
-            known = ", ".join(entry for entry in DISTILLERS if entry not in ("NONE", "ACD"))
-            raise UserError(f"ACD.BASELINE '{name}' is not a known baseline; known: {known}")
+        known = [entry for entry in DISTILLERS if entry not in ("NONE", "ACD")]
+        if name not in known:
+            raise UserError(f"ACD.BASELINE '{name}' is not a known baseline; known: {', '.join(known)}")
         baseline = DISTILLERS.get(name).build(cfg, query, gallery, learner="gallery")
         distiller = cls(baseline=baseline, **cls.settings(cfg))
         distiller.freeze()
