@@ -55,6 +55,9 @@ class Pair:
     labels: Tensor
 
 
+Pairs = Callable[[], Iterable[Pair]]  # gives an epoch's pair batches, this rank's part, on the networks' device
+
+
 class Distiller(nn.Module):
     """Base of the baselines. A subclass names its `loss_function` or implements `feature_loss`; all else is shared.
 
@@ -123,13 +126,10 @@ class Distiller(nn.Module):
         """
         return self.loss_function(query.retrieval_feat, gallery.retrieval_feat, **self.options)
 
-    def prepare(self, pairs: Callable[[], Iterable[Pair]]) -> None:
+    def prepare(self, pairs: Pairs) -> None:
         """Fill ``prepared`` with what the loss needs to know of the frozen network: once, before the first step.
 
         A resumed run has it from its checkpoint. Most baselines need nothing.
-
-        Args:
-            pairs: gives an epoch's pair batches, this rank's part, on the networks' device.
         """
 
     @property
