@@ -20,6 +20,7 @@ from d3still.modeling import ModelOutput
 
 Side = Literal["query", "gallery"]
 LABEL_SMOOTHING = 0.1  # METHOD, stage 0
+_cross_entropy = full_precision(F.cross_entropy)
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,6 @@ class SupervisedLoss:
             global_batch(output.pooled_feat), global_batch(labels), self.triplet_margin, self.triplet_method
         )
         return {"ce": self.ce_weight * cross_entropy, "triplet": self.triplet_weight * triplet}
-
-
-@full_precision
-def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 @dataclass(frozen=True)
