@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from torchvision.models.swin_transformer import (
     shifted_window_attention,
 )
 
-from d3still.modeling.base import Block, ForeignWeights, RetrievalModel
+from d3still.modeling.base import Block, RetrievalModel
 from d3still.modeling.registry import NETWORKS
 from d3still.modeling.swin_names import WINDOW_SIZE, from_any_imagenet, without_position_tables
 
@@ -135,12 +134,8 @@ class SwinModel(RetrievalModel):
             for j, block in enumerate(stage.blocks)
         ]
 
-    def own_form(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return without_position_tables(state)
-
-    @classmethod
-    def from_imagenet(cls, state: Mapping[str, Tensor]) -> ForeignWeights | None:
-        return from_any_imagenet(state)
+    own_form = staticmethod(without_position_tables)
+    from_imagenet = staticmethod(from_any_imagenet)
 
 
 def channels_first(features: Tensor) -> Tensor:
