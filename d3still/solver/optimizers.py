@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +86,5 @@ def make_optimizer(cfg: CfgNode, groups: list[dict[str, Any]]) -> Optimizer:
     name = cfg.SOLVER.OPTIMIZER_NAME
     if name not in OPTIMIZERS:
         raise UserError(f"SOLVER.OPTIMIZER_NAME '{name}' is not known; choose one of {', '.join(OPTIMIZERS)}")
-    kind = OPTIMIZERS[name]
-    accepts_momentum = "momentum" in inspect.signature(kind).parameters
-    return kind(groups, lr=cfg.SOLVER.BASE_LR, **({"momentum": cfg.SOLVER.MOMENTUM} if accepts_momentum else {}))
+    momentum = {"momentum": cfg.SOLVER.MOMENTUM} if name == "SGD" else {}
+    return OPTIMIZERS[name](groups, lr=cfg.SOLVER.BASE_LR, **momentum)
