@@ -45,7 +45,7 @@ class ACD(Distiller):
     @classmethod
     def build(cls, cfg: CfgNode, query: nn.Module | None, gallery: nn.Module, learner: Side = "gallery") -> Distiller:
         name = cfg.ACD.BASELINE
-        known = [entry for entry in DISTILLERS if entry not in ("NONE", "ACD")]
+        known = [entry for entry in DISTILLERS if entry != "ACD" and DISTILLERS.get(entry).uses_pairs]
         if name not in known:
             raise UserError(f"ACD.BASELINE '{name}' is not a known baseline; known: {', '.join(known)}")
         baseline = DISTILLERS.get(name).build(cfg, query, gallery, learner="gallery")
