@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from d3still.config import load_config, run_dir
 from d3still.distillers.acd import ACD
-from d3still.distillers.acd.analysis import BlockRecorder
+from d3still.distillers.acd.analysis import with_block_outputs
 from d3still.distillers.acd.logits import collaborative_logits, collaborative_logits_loss
 from d3still.distillers.base import LABEL_SMOOTHING, Distiller
 from d3still.engine.distributed import Rank
@@ -124,9 +124,8 @@ class Bounded(Candidate):
 
     def structure(self):
         """Cosine matrices of the blocks' outputs on the probe."""
-        with exact_inference(self.gallery), BlockRecorder(self.gallery) as recorder:
-            self.gallery(self.probe)
-            return [cosine_matrix(feats, feats) for feats in recorder.take()]
+        with exact_inference(self.gallery):
+            return [cosine_matrix(feats, feats) for feats in with_block_outputs(self.gallery, self.probe)[1]]
 
 
 CLASSES = {"anchor": Anchor, "both": Both, "gated": Gated, "bounded": Bounded}

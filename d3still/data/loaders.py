@@ -75,9 +75,7 @@ def identity_loader(
         batches = IdentityBalancedBatches(identities, batch_size, num_instances, seed, rank, world_size)
     elif sampler == "softmax":
         key = "SOLVER.IMS_PER_BATCH"
-        batches = ShuffledBatches(
-            len(samples), batch_size, seed, True, rank, world_size, key=key, stream=PLAIN_STREAM
-        )
+        batches = ShuffledBatches(len(samples), batch_size, seed, True, rank, world_size, key=key, stream=PLAIN_STREAM)
     else:
         raise UserError(f"DATALOADER.SAMPLER '{sampler}' is neither 'triplet' nor 'softmax'")
     view = View(_size(size), padding, flip_prob, erase_prob, _BALANCED_VIEW)
@@ -200,13 +198,12 @@ def _maker(
         raise UserError(f"DATALOADER.CACHE '{cache}' is neither 'none' nor 'ram'")
     if cache == "none":
         return BatchMaker(samples, DiskImages(samples, max_pixels), views, seed, on_bad)
-    source = cache
-    if not isinstance(source, ImageCache):
-        source = ImageCache(samples, on_bad_image=on_bad_image, max_pixels=max_pixels)
-    if source.files != [(sample.path, sample.box) for sample in samples]:
+    if not isinstance(cache, ImageCache):
+        cache = ImageCache(samples, on_bad_image=on_bad_image, max_pixels=max_pixels)
+    if cache.files != [(sample.path, sample.box) for sample in samples]:
         raise ValueError("the shared ImageCache holds other images than the loader's samples")
-    source.load([view.size for view in views])
-    return BatchMaker(samples, source, views, seed, on_bad)
+    cache.load([view.size for view in views])
+    return BatchMaker(samples, cache, views, seed, on_bad)
 
 
 def _workers(num_workers: int, cache: str | ImageCache) -> int:

@@ -120,13 +120,9 @@ class ShuffledBatches:
     Args:
         num_samples: images in the dataset.
         batch_size: images in a global batch.
-        seed: of the run.
         drop_last: leave out a last short batch. Otherwise it is dealt as evenly as it goes, and left out
             only where some rank would get nothing.
-        rank: of this process.
-        world_size: number of processes.
-        key: the config key that sets the batch size, named in errors.
-        stream: tells apart the shuffles of two loaders that step together.
+        seed, rank, world_size, key, stream: as of `IdentityBalancedBatches`.
 
     Raises:
         UserError: a size that the ranks do not divide, or an epoch without a single batch.

@@ -62,9 +62,7 @@ class ImageCache:
         max_pixels: that of `read_image`.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], *, on_bad_image: str = "raise", max_pixels: int = MAX_PIXELS
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], *, on_bad_image: str = "raise", max_pixels: int = MAX_PIXELS) -> None:
         self._disk = DiskImages(samples, max_pixels)
         self.files = [(sample.path, sample.box) for sample in samples]
         self._raises = on_bad_image == "raise"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,9 +64,7 @@ def _row_means(values: Tensor, chosen: Tensor) -> Tensor:
 class AML(Distiller):
     """`aml_loss` on ``retrieval_feat``."""
 
-    def __init__(self, *, margin: float, regression_weight: float, contrastive_weight: float, **common: Any) -> None:
-        super().__init__(**common)
-        self.margin, self.weights = margin, (regression_weight, contrastive_weight)
+    loss_function = staticmethod(aml_loss)
 
     def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return aml_loss(query.retrieval_feat, gallery.retrieval_feat, labels, self.margin, *self.weights)
+        return aml_loss(query.retrieval_feat, gallery.retrieval_feat, labels, **self.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -19,6 +20,7 @@ from d3still.modeling import ModelOutput
 
 Side = Literal["query", "gallery"]
 LABEL_SMOOTHING = 0.1  # METHOD, stage 0
+_cross_entropy = full_precision(F.cross_entropy)
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,6 @@ class SupervisedLoss:
         return {"ce": self.ce_weight * cross_entropy, "triplet": self.triplet_weight * triplet}
 
 
-@full_precision
-def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-
 @dataclass(frozen=True)
 class Pair:
     """Two views of the same images, normalised: ``low`` and ``high`` (B, 3, ·, ·) and their (B,) ``labels``."""
@@ -54,14 +51,21 @@ class Pair:
     labels: Tensor
 
 
+Pairs = Callable[[], Iterable[Pair]]  # gives an epoch's pair batches, this rank's part, on the networks' device
+
+
 class Distiller(nn.Module):
-    """Base of the baselines. A subclass implements `feature_loss`; the rest is the same for all.
+    """Base of the baselines. A subclass names its `loss_function` or implements `feature_loss`; all else is shared.
 
     Args:
         query, gallery: the two networks. In stage 0 there is only one, given as ``gallery``.
         supervised: cross entropy and triplet on the network that learns.
         kd_weight: weight of `feature_loss` (``KD_WEIGHT`` of the baseline's section).
         learner: the side that learns; the other is frozen, in eval mode, and runs without gradient.
+        options: arguments of `loss_function` by their names.
+
+    Raises:
+        TypeError: for an option that `loss_function` does not take.
     """
 
     section: ClassVar[str]  # its config section, set by DISTILLERS.register
@@ -75,12 +79,14 @@ class Distiller(nn.Module):
         supervised: SupervisedLoss,
         kd_weight: float = 1.0,
         learner: Side = "query",
+        **options: Any,
     ) -> None:
         super().__init__()
+        inspect.signature(self.loss_function).bind_partial(None, None, **options)
         self.query, self.gallery = query, gallery
         self.extra = nn.ModuleDict()  # learnable parts of a baseline beside the query network
         self.prepared: dict[str, Tensor] = {}  # what `prepare` found, kept in checkpoints
-        self.supervised, self.kd_weight, self.learner = supervised, kd_weight, learner
+        self.supervised, self.kd_weight, self.learner, self.options = supervised, kd_weight, learner, options
         self._check_widths()
 
     @classmethod
@@ -103,21 +109,23 @@ class Distiller(nn.Module):
         distiller.freeze()
         return distiller
 
+    @staticmethod
+    def loss_function(query_feat: Tensor, gallery_feat: Tensor) -> Tensor:
+        """The baseline as a pure function of (B, D) features and, by name, of the keys of its section."""
+        raise NotImplementedError("a baseline must have a loss_function, or implement feature_loss")
+
     def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
         """The baseline's own loss between both networks' outputs on the two views of a batch.
 
         With several ranks, ``logits``, features and ``labels`` are those of the global batch;
         ``feature_maps`` stay this rank's.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement feature_loss(query, gallery, labels)")
+        return self.loss_function(query.retrieval_feat, gallery.retrieval_feat, **self.options)
 
-    def prepare(self, pairs: Callable[[], Iterable[Pair]]) -> None:
+    def prepare(self, pairs: Pairs) -> None:
         """Fill ``prepared`` with what the loss needs to know of the frozen network: once, before the first step.
 
         A resumed run has it from its checkpoint. Most baselines need nothing.
-
-        Args:
-            pairs: gives an epoch's pair batches, this rank's part, on the networks' device.
         """
 
     @property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +9,6 @@ from d3still.config.rules import NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision, need_two_images
-from d3still.modeling import ModelOutput
 
 
 @full_precision
@@ -41,9 +38,4 @@ def cc_loss(query_feat: Tensor, gallery_feat: Tensor, normalize: bool = True) ->
 class CC(Distiller):
     """`cc_loss` on ``retrieval_feat``."""
 
-    def __init__(self, *, normalize: bool, **common: Any) -> None:
-        super().__init__(**common)
-        self.normalize = normalize
-
-    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return cc_loss(query.retrieval_feat, gallery.retrieval_feat, self.normalize)
+    loss_function = staticmethod(cc_loss)

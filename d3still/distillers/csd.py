@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
 from d3still.config.rules import AT_LEAST_1, NOT_NEGATIVE, TEMPERATURE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
-from d3still.losses import full_precision
+from d3still.losses import full_precision, kl_divergence
 from d3still.losses.similarity import nearest_by_gallery
-from d3still.modeling import ModelOutput
 
 
 @full_precision
@@ -34,9 +32,7 @@ def csd_loss(
         UserError: when ``topk`` does not fit the batch.
     """
     gallery_sim, query_sim = nearest_by_gallery(query_feat, gallery_feat, topk, "CSD.TOPK")
-    target = F.log_softmax(gallery_sim.detach() / gallery_temperature, dim=1)
-    prediction = F.log_softmax(query_sim / query_temperature, dim=1)
-    return F.kl_div(prediction, target, reduction="batchmean", log_target=True)
+    return kl_divergence(gallery_sim.detach() / gallery_temperature, query_sim / query_temperature, temperature=1.0)
 
 
 @DISTILLERS.register(
@@ -51,26 +47,11 @@ def csd_loss(
 class CSD(Distiller):
     """`csd_loss` on ``retrieval_feat``."""
 
-    def __init__(self, *, topk: int, query_temperature: float, gallery_temperature: float, **common: Any) -> None:
-        super().__init__(**common)
-        self.topk = topk
-        self.query_temperature, self.gallery_temperature = query_temperature, gallery_temperature
+    loss_function = staticmethod(csd_loss)
 
     @classmethod
     def settings(cls, cfg: CfgNode) -> dict[str, Any]:
-        section = cfg[cls.section]
-        return {
-            "topk": section.TOPK,
-            "query_temperature": section.TEMPERATURE_QUERY,
-            "gallery_temperature": section.TEMPERATURE_GALLERY,
-            "kd_weight": section.KD_WEIGHT,
-        }
-
-    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return csd_loss(
-            query.retrieval_feat,
-            gallery.retrieval_feat,
-            self.topk,
-            self.query_temperature,
-            self.gallery_temperature,
-        )
+        settings = super().settings(cfg)
+        for side in ("query", "gallery"):
+            settings[f"{side}_temperature"] = settings.pop(f"temperature_{side}")
+        return settings

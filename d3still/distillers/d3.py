@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,6 @@ from d3still.distillers.registry import DISTILLERS
 from d3still.errors import UserError
 from d3still.losses import full_precision
 from d3still.losses.similarity import nearest_by_gallery
-from d3still.modeling import ModelOutput
 
 DAMPING = 0.1  # added to |Δg| before dividing by it (METHOD, D3)
 
@@ -66,9 +63,4 @@ def _pairwise_differences(sim: Tensor) -> Tensor:
 class D3(Distiller):
     """`d3_loss` on ``retrieval_feat``."""
 
-    def __init__(self, *, topk: int, alpha: float, beta: float, gamma: float, **common: Any) -> None:
-        super().__init__(**common)
-        self.topk, self.alpha, self.beta, self.gamma = topk, alpha, beta, gamma
-
-    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return d3_loss(query.retrieval_feat, gallery.retrieval_feat, self.topk, self.alpha, self.beta, self.gamma)
+    loss_function = staticmethod(d3_loss)

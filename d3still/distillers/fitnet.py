@@ -9,7 +9,6 @@ from d3still.config.rules import NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision
-from d3still.modeling import ModelOutput
 
 
 @full_precision
@@ -22,5 +21,4 @@ def fitnet_loss(query_feat: Tensor, gallery_feat: Tensor) -> Tensor:
 class FitNet(Distiller):
     """`fitnet_loss` on ``retrieval_feat``."""
 
-    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return fitnet_loss(query.retrieval_feat, gallery.retrieval_feat)
+    loss_function = staticmethod(fitnet_loss)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from d3still.config.rules import NOT_NEGATIVE, TEMPERATURE
@@ -28,9 +26,7 @@ def kd_loss(query_logits: Tensor, gallery_logits: Tensor, temperature: float) ->
 class VanillaKD(Distiller):
     """`kd_loss` on ``logits``."""
 
-    def __init__(self, *, temperature: float, **common: Any) -> None:
-        super().__init__(**common)
-        self.temperature = temperature
+    loss_function = staticmethod(kd_loss)
 
     def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return kd_loss(query.logits, gallery.logits, self.temperature)
+        return kd_loss(query.logits, gallery.logits, **self.options)

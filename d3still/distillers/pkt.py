@@ -9,7 +9,6 @@ from d3still.config.rules import NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision
-from d3still.modeling import ModelOutput
 
 EPSILON = 1e-7  # keeps norms and probabilities from zero (published code)
 
@@ -38,5 +37,4 @@ def _neighbour_probabilities(feat: Tensor) -> Tensor:
 class PKT(Distiller):
     """`pkt_loss` on ``retrieval_feat``."""
 
-    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return pkt_loss(query.retrieval_feat, gallery.retrieval_feat)
+    loss_function = staticmethod(pkt_loss)

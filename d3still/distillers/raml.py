@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from d3still.config.rules import NOT_NEGATIVE
 from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
-from d3still.losses import cosine_matrix, full_precision, need_two_images, off_diagonal
-from d3still.modeling import ModelOutput
+from d3still.losses import cosine_matrix, full_precision, need_two_images
 
 EPSILON = 1e-6  # added to every difference before it is squared (published code)
 
@@ -29,10 +26,16 @@ def raml_loss(query_feat: Tensor, gallery_feat: Tensor, lambda1: float, lambda2:
     need_two_images(query_feat, "RAML")
     query_gallery = cosine_matrix(query_feat, gallery_feat)
     absolute = (1 - F.cosine_similarity(query_feat, gallery_feat) + EPSILON).square().mean()
-    target = off_diagonal(cosine_matrix(gallery_feat, gallery_feat))
-    asymmetric = (off_diagonal(query_gallery) - target + EPSILON).square().mean()
-    symmetric = (off_diagonal(cosine_matrix(query_feat, query_feat)) - target + EPSILON).square().mean()
+    target = _off_diagonal(cosine_matrix(gallery_feat, gallery_feat))
+    asymmetric = (_off_diagonal(query_gallery) - target + EPSILON).square().mean()
+    symmetric = (_off_diagonal(cosine_matrix(query_feat, query_feat)) - target + EPSILON).square().mean()
     return absolute + lambda1 * asymmetric + lambda2 * symmetric
+
+
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    """The B·(B − 1) entries of a square ``matrix`` (B, B) that are not on its diagonal, as (B − 1, B)."""
+    size = len(matrix)
+    return matrix.flatten()[1:].view(size - 1, size + 1)[:, :-1]
 
 
 @DISTILLERS.register(
@@ -46,9 +49,4 @@ def raml_loss(query_feat: Tensor, gallery_feat: Tensor, lambda1: float, lambda2:
 class RAML(Distiller):
     """`raml_loss` on ``retrieval_feat``."""
 
-    def __init__(self, *, lambda1: float, lambda2: float, **common: Any) -> None:
-        super().__init__(**common)
-        self.lambda1, self.lambda2 = lambda1, lambda2
-
-    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return raml_loss(query.retrieval_feat, gallery.retrieval_feat, self.lambda1, self.lambda2)
+    loss_function = staticmethod(raml_loss)

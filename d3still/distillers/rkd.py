@@ -14,7 +14,6 @@ from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision, need_two_images
 from d3still.losses.similarity import SQUARED_DISTANCE_FLOOR, squared_distance_matrix
-from d3still.modeling import ModelOutput
 
 SHORTEST = 1e-12  # keeps a direction's length from zero
 
@@ -81,31 +80,10 @@ def _angles(feat: Tensor) -> Tensor:
 class RKD(Distiller):
     """`rkd_loss` on ``retrieval_feat``."""
 
-    def __init__(
-        self, *, distance_weight: float, angle_weight: float, squared: bool, epsilon: float, **common: Any
-    ) -> None:
-        super().__init__(**common)
-        self.distance_weight, self.angle_weight = distance_weight, angle_weight
-        self.squared, self.epsilon = squared, epsilon
+    loss_function = staticmethod(rkd_loss)
 
     @classmethod
     def settings(cls, cfg: CfgNode) -> dict[str, Any]:
-        section = cfg[cls.section]
-        pdist = section.PDIST
-        return {
-            "distance_weight": section.DISTANCE_WEIGHT,
-            "angle_weight": section.ANGLE_WEIGHT,
-            "squared": pdist.SQUARED,
-            "epsilon": pdist.EPSILON,
-            "kd_weight": section.KD_WEIGHT,
-        }
-
-    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        return rkd_loss(
-            query.retrieval_feat,
-            gallery.retrieval_feat,
-            self.distance_weight,
-            self.angle_weight,
-            self.squared,
-            self.epsilon,
-        )
+        settings = super().settings(cfg)
+        distances = settings.pop("pdist")
+        return settings | {"squared": distances.SQUARED, "epsilon": distances.EPSILON}

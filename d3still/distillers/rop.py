@@ -12,7 +12,6 @@ from d3still.distillers.base import Distiller
 from d3still.distillers.registry import DISTILLERS
 from d3still.losses import full_precision
 from d3still.losses.similarity import nearest_by_gallery
-from d3still.modeling import ModelOutput
 
 HARD_TEMPERATURE = 1e-6  # the gallery's indicator while the query network learns
 CHUNK_ELEMENTS = 2**21  # entries of the B×k×k comparison held at once; fewer make threads wait on each other
@@ -110,17 +109,9 @@ class _OrderDifference(torch.autograd.Function):
 class ROP(Distiller):
     """`rop_loss` on ``retrieval_feat``; the gallery's order is soft when the gallery network learns."""
 
-    def __init__(self, *, topk: int, temperature: float, rank_weight: float, **common: Any) -> None:
-        super().__init__(**common)
-        self.topk, self.temperature, self.rank_weight = topk, temperature, rank_weight
+    loss_function = staticmethod(rop_loss)
 
-    def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:
-        gallery_temperature = self.temperature if self.learner == "gallery" else HARD_TEMPERATURE
-        return rop_loss(
-            query.retrieval_feat,
-            gallery.retrieval_feat,
-            self.topk,
-            self.temperature,
-            self.rank_weight,
-            gallery_temperature,
-        )
+    def __init__(self, *, temperature: float, **common: Any) -> None:
+        super().__init__(temperature=temperature, **common)
+        if self.learner == "gallery":
+            self.options.setdefault("gallery_temperature", temperature)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from d3still.config.rules import AT_LEAST_1, AT_LEAST_2, NOT_NEGATIVE, POSITIVE
-from d3still.distillers.base import Distiller, Pair
+from d3still.distillers.base import Distiller, Pairs
 from d3still.distillers.registry import DISTILLERS
 from d3still.errors import UserError
 from d3still.losses import full_precision
@@ -92,7 +91,7 @@ class SSP(Distiller):
             raise UserError(f"SSP.PARTS is {parts}, which does not divide the {width} numbers of a feature")
         self.parts, self.centroids, self.scale = parts, centroids, scale
 
-    def prepare(self, pairs: Callable[[], Iterable[Pair]]) -> None:
+    def prepare(self, pairs: Pairs) -> None:
         if not self.kd_weight:
             return
         network = self.frozen_network

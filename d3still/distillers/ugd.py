@@ -67,11 +67,9 @@ def _masked_mean_distance(query_feat: Tensor, gallery_feat: Tensor, mask: Tensor
     return (distance * mask).sum() / count * world_size()
 
 
-class Projector(nn.Sequential):
+def _projector(channels: int, width: int) -> nn.Sequential:
     """BatchNorm1d → Linear without bias → BatchNorm1d: query cells to the embedding width."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__(nn.BatchNorm1d(channels), nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width))
+    return nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width))
 
 
 @DISTILLERS.register(
@@ -101,7 +99,7 @@ class UGD(Distiller):
         fine = max(1, query_height // GRID_STRIDE)
         self.grids = (fine, max(1, fine // 2))
         for name in ("fine", "coarse"):
-            self.extra[name] = Projector(channels[self.stage], self.gallery.feature_width)
+            self.extra[name] = _projector(channels[self.stage], self.gallery.feature_width)
 
     @classmethod
     def settings(cls, cfg: CfgNode) -> dict[str, Any]:

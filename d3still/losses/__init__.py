@@ -2,7 +2,7 @@
 
 from d3still.losses.divergence import kl_divergence
 from d3still.losses.full_precision import full_precision
-from d3still.losses.similarity import cosine_matrix, need_two_images, off_diagonal
+from d3still.losses.similarity import cosine_matrix, need_two_images
 from d3still.losses.triplet import triplet_loss
 
 __all__ = [
@@ -10,6 +10,5 @@ __all__ = [
     "full_precision",
     "kl_divergence",
     "need_two_images",
-    "off_diagonal",
     "triplet_loss",
 ]

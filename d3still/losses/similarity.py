@@ -51,12 +51,6 @@ def nearest_by_gallery(query_feat: Tensor, gallery_feat: Tensor, topk: int, sett
     return gallery_sim, query_sim
 
 
-def off_diagonal(matrix: Tensor) -> Tensor:
-    """The B·(B − 1) entries of a square ``matrix`` (B, B) that are not on its diagonal, as (B − 1, B)."""
-    size = len(matrix)
-    return matrix.flatten()[1:].view(size - 1, size + 1)[:, :-1]
-
-
 def need_two_images(feats: Tensor, loss: str) -> None:
     """Refuse a batch of one image, for which a relation between images is not defined."""
     if len(feats) < 2:

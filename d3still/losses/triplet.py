@@ -40,8 +40,8 @@ def triplet_loss(feats: Tensor, labels: Tensor, margin: float = 0.3, method: str
         nearest = distance.masked_fill(positive, torch.inf).amin(1)
         return F.relu(farthest - nearest + margin).mean()
     has_negative = negative.any(1)
-    positive_weight = _masked_softmax(distance.detach() if method == "batch_sample" else distance, positive)
-    negative_weight = _masked_softmax(-distance.detach() if method == "batch_sample" else -distance, negative)
+    weighed = distance.detach() if method == "batch_sample" else distance
+    positive_weight, negative_weight = _masked_softmax(weighed, positive), _masked_softmax(-weighed, negative)
     if method == "batch_sample":
         to_positive = distance.gather(1, torch.multinomial(positive_weight, 1))[:, 0]
         to_negative = distance.gather(1, torch.multinomial(negative_weight, 1))[:, 0]

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
+from torchvision.models import WeightsEnum, get_model_weights
 
 from d3still.modeling.head import FEATURE_WIDTH, EmbeddingHead
 from d3still.modeling.recompute import recomputed
@@ -68,6 +68,7 @@ class RetrievalModel(nn.Module, ABC):
         name: the published name, such as ``ResNet18``.
         checkpoint_activations: in training, keep each block's input only and compute the rest again in
             the backward pass.
+        torchvision: what torchvision calls this backbone; "" where it publishes no ImageNet weights for it.
     """
 
     #: dimensions of height and width in a block's output.
@@ -77,9 +78,9 @@ class RetrievalModel(nn.Module, ABC):
     num_classes: int
     fc: EmbeddingHead
 
-    def __init__(self, name: str, checkpoint_activations: bool = False) -> None:
+    def __init__(self, name: str, checkpoint_activations: bool = False, torchvision: str = "") -> None:
         super().__init__()
-        self.name = name
+        self.name, self.torchvision = name, torchvision
         self.checkpoint_activations = checkpoint_activations
 
     def add_head(self, stage_channels: tuple[int, int, int, int], num_classes: int) -> None:
@@ -108,8 +109,11 @@ class RetrievalModel(nn.Module, ABC):
         return dict(state)
 
     def imagenet_weights(self) -> WeightsEnum | None:
-        """torchvision's own ImageNet weights of this backbone; None where it publishes none."""
-        return None
+        """torchvision's own ImageNet weights of this backbone; None where it publishes none.
+
+        The first that it published, those that re-identification starts from; few backbones have a second set.
+        """
+        return get_model_weights(self.torchvision)["IMAGENET1K_V1"] if self.torchvision else None
 
     def forward(self, images: Tensor) -> ModelOutput:
         """Embed (B, 3, H, W) images, normalised by the ImageNet mean and deviation."""

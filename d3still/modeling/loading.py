@@ -201,18 +201,14 @@ def _fill(model: RetrievalModel, state: Mapping[str, Tensor], source: str, may_s
     if not any(key.endswith(_COUNTER) for key in state):
         state = {**state, **{key: torch.zeros_like(expected[key]) for key in required if key.endswith(_COUNTER)}}
     _require_nothing_wrong(model, expected, state, [key for key in required if key not in state], source)
-    _require_equal_classes(model, state, source)
-    model.load_state_dict({key: state.get(key, value) for key, value in expected.items()})
-    return [key for key in expected if key not in state]
-
-
-def _require_equal_classes(model: RetrievalModel, state: Mapping[str, Tensor], source: str) -> None:
     classes = _other_classes(model, state)
     if classes is not None:
         raise UserError(
             f"{source}: was trained on {classes} identities, but this run has {model.num_classes}; "
             "use the dataset that it was trained on, or other weights"
         )
+    model.load_state_dict({key: state.get(key, value) for key, value in expected.items()})
+    return [key for key in expected if key not in state]
 
 
 def _require_nothing_wrong(

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from torch import Tensor, nn
-from torchvision.models import (
-    MobileNet_V2_Weights,
-    MobileNet_V3_Small_Weights,
-    WeightsEnum,
-    mobilenet_v2,
-    mobilenet_v3_small,
-)
+from torch import Tensor
+from torchvision.models import get_model
 
 from d3still.modeling.base import Block, ForeignWeights, RetrievalModel
 from d3still.modeling.registry import NETWORKS
@@ -24,25 +18,21 @@ class _Kind(NamedTuple):
     """What tells one network from the other.
 
     Attributes:
-        build: torchvision's constructor.
-        weights: its ImageNet weights.
+        torchvision: what torchvision calls it.
         layers: the attribute of its inverted residuals that holds their layers.
         stage_ends: features after which the four stage maps are taken: before each later halving, and the last.
         last_strided: the last of the features that halves the map.
     """
 
-    build: Callable[[], nn.Module]
-    weights: WeightsEnum
+    torchvision: str
     layers: str
     stage_ends: tuple[int, int, int, int]
     last_strided: int
 
 
 _KINDS = {
-    "MobileNetV2": _Kind(mobilenet_v2, MobileNet_V2_Weights.IMAGENET1K_V1, "conv", (3, 6, 13, 18), 14),
-    "MobileNetV3_Small": _Kind(
-        mobilenet_v3_small, MobileNet_V3_Small_Weights.IMAGENET1K_V1, "block", (1, 3, 8, 12), 9
-    ),
+    "MobileNetV2": _Kind("mobilenet_v2", "conv", (3, 6, 13, 18), 14),
+    "MobileNetV3_Small": _Kind("mobilenet_v3_small", "block", (1, 3, 8, 12), 9),
 }
 
 
@@ -59,9 +49,9 @@ class MobileNetModel(RetrievalModel):
     """
 
     def __init__(self, name: str, num_classes: int, last_stride: int = 1, checkpoint_activations: bool = False) -> None:
-        super().__init__(name, checkpoint_activations)
+        super().__init__(name, checkpoint_activations, _KINDS[name].torchvision)
         self.kind = _KINDS[name]
-        self.model = self.kind.build().features
+        self.model = get_model(self.kind.torchvision).features
         strided = getattr(self.model[self.kind.last_strided], self.kind.layers)
         strided[_DEPTHWISE][0].stride = (last_stride, last_stride)
         self.add_head(tuple(self.model[end].out_channels for end in self.kind.stage_ends), num_classes)
@@ -88,9 +78,6 @@ class MobileNetModel(RetrievalModel):
         head = [key for key in state if key.startswith("classifier.")]
         backbone = {k.replace("features.", "model.", 1): v for k, v in state.items() if k not in head}
         return ForeignWeights("ImageNet torchvision", backbone, head)
-
-    def imagenet_weights(self) -> WeightsEnum | None:
-        return self.kind.weights
 
 
 for _name in _KINDS:

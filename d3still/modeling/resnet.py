@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum, resnet
+from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from d3still.modeling.base import Block, ForeignWeights, RetrievalModel
@@ -15,20 +15,7 @@ from d3still.modeling.small_maps import use_small_maps
 
 IBN_SUFFIX = "_ibn_a"
 
-_BUILDERS = {
-    "ResNet18": resnet.resnet18,
-    "ResNet34": resnet.resnet34,
-    "ResNet50": resnet.resnet50,
-    "ResNet101": resnet.resnet101,
-}
-#: The first weights that torchvision published, those that re-identification starts from; its second
-#: set (IMAGENET1K_V2) exists for 50 and 101 only.
-_IMAGENET = {
-    "ResNet18": resnet.ResNet18_Weights.IMAGENET1K_V1,
-    "ResNet34": resnet.ResNet34_Weights.IMAGENET1K_V1,
-    "ResNet50": resnet.ResNet50_Weights.IMAGENET1K_V1,
-    "ResNet101": resnet.ResNet101_Weights.IMAGENET1K_V1,
-}
+NAMES = ("ResNet18", "ResNet34", "ResNet50", "ResNet101")
 
 
 class InstanceBatchNorm(nn.Module):
@@ -61,10 +48,11 @@ class ResNetModel(RetrievalModel):
     """
 
     def __init__(self, name: str, num_classes: int, last_stride: int = 1, checkpoint_activations: bool = False) -> None:
-        super().__init__(name, checkpoint_activations)
-        net = _BUILDERS[name.removesuffix(IBN_SUFFIX)]()
+        plain, is_ibn = name.removesuffix(IBN_SUFFIX).lower(), name.endswith(IBN_SUFFIX)
+        super().__init__(name, checkpoint_activations, "" if is_ibn else plain)
+        net = get_model(plain)
         self.conv1, self.bn1, self.relu = net.conv1, net.bn1, net.relu
-        if name.endswith(IBN_SUFFIX):
+        if is_ibn:
             self.maxpool: nn.Module = net.maxpool  # kernel 3, stride 2, padding 1
             for block in (*net.layer1, *net.layer2, *net.layer3):
                 block.bn1 = InstanceBatchNorm(block.bn1.num_features)
@@ -104,9 +92,6 @@ class ResNetModel(RetrievalModel):
         source = "IBN-Net" if any(".bn1.IN." in key for key in state) else "torchvision"
         return ForeignWeights(f"ImageNet {source}", {k: v for k, v in state.items() if k not in head}, head)
 
-    def imagenet_weights(self) -> WeightsEnum | None:
-        return _IMAGENET.get(self.name)
-
     def _stem(self, images: Tensor) -> Tensor:
         return self.maxpool(self.relu(self.bn1(self.conv1(images))))
 
@@ -119,6 +104,6 @@ def _set_stride(block: BasicBlock | Bottleneck, stride: int) -> None:
     block.stride = stride
 
 
-for _name in _BUILDERS:
+for _name in NAMES:
     NETWORKS.register(_name)(ResNetModel)
     NETWORKS.register(_name + IBN_SUFFIX)(ResNetModel)

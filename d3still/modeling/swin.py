@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import Swin_V2_B_Weights, Swin_V2_S_Weights, Swin_V2_T_Weights, WeightsEnum
 from torchvision.models.swin_transformer import (
     PatchMergingV2,
     ShiftedWindowAttentionV2,
@@ -18,7 +16,7 @@ from torchvision.models.swin_transformer import (
     shifted_window_attention,
 )
 
-from d3still.modeling.base import Block, ForeignWeights, RetrievalModel
+from d3still.modeling.base import Block, RetrievalModel
 from d3still.modeling.registry import NETWORKS
 from d3still.modeling.swin_names import WINDOW_SIZE, from_any_imagenet, without_position_tables
 
@@ -35,13 +33,13 @@ class Variant(NamedTuple):
     width: int
     depths: tuple[int, int, int, int]
     heads: tuple[int, int, int, int]
-    imagenet: WeightsEnum
+    torchvision: str
 
 
 VARIANTS = {
-    "Swin_Transformer_V2_Tiny": Variant(96, (2, 2, 6, 2), (3, 6, 12, 24), Swin_V2_T_Weights.IMAGENET1K_V1),
-    "Swin_Transformer_V2_Small": Variant(96, (2, 2, 18, 2), (3, 6, 12, 24), Swin_V2_S_Weights.IMAGENET1K_V1),
-    "Swin_Transformer_V2_Base": Variant(128, (2, 2, 18, 2), (4, 8, 16, 32), Swin_V2_B_Weights.IMAGENET1K_V1),
+    "Swin_Transformer_V2_Tiny": Variant(96, (2, 2, 6, 2), (3, 6, 12, 24), "swin_v2_t"),
+    "Swin_Transformer_V2_Small": Variant(96, (2, 2, 18, 2), (3, 6, 12, 24), "swin_v2_s"),
+    "Swin_Transformer_V2_Base": Variant(128, (2, 2, 18, 2), (4, 8, 16, 32), "swin_v2_b"),
 }
 
 
@@ -52,24 +50,8 @@ class SplitBiasAttention(ShiftedWindowAttentionV2):
     tables follow from the window size, so the state dict does not carry them.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        window_size: list[int],
-        shift_size: list[int],
-        num_heads: int,
-        attention_dropout: float = 0.0,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(
-            dim,
-            window_size,
-            shift_size,
-            num_heads,
-            qkv_bias=False,
-            attention_dropout=attention_dropout,
-            dropout=dropout,
-        )
+    def __init__(self, dim: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(dim, *args, qkv_bias=False, **kwargs)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         for table in ("relative_coords_table", "relative_position_index"):
@@ -118,10 +100,10 @@ class SwinModel(RetrievalModel):
     spatial_dims = (1, 2)  # blocks work on (B, H, W, C)
 
     def __init__(self, name: str, num_classes: int, last_stride: int = 1, checkpoint_activations: bool = False) -> None:
-        super().__init__(name, checkpoint_activations)
+        variant = VARIANTS[name]
+        super().__init__(name, checkpoint_activations, variant.torchvision)
         if last_stride != 1:
             logger.warning("%s has no last stride; LAST_STRIDE %s has no effect", name, last_stride)
-        variant = VARIANTS[name]
         net = SwinTransformer(
             patch_size=[PATCH_SIZE, PATCH_SIZE],
             embed_dim=variant.width,
@@ -152,15 +134,8 @@ class SwinModel(RetrievalModel):
             for j, block in enumerate(stage.blocks)
         ]
 
-    def own_form(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return without_position_tables(state)
-
-    @classmethod
-    def from_imagenet(cls, state: Mapping[str, Tensor]) -> ForeignWeights | None:
-        return from_any_imagenet(state)
-
-    def imagenet_weights(self) -> WeightsEnum | None:
-        return VARIANTS[self.name].imagenet
+    own_form = staticmethod(without_position_tables)
+    from_imagenet = staticmethod(from_any_imagenet)
 
 
 def channels_first(features: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
-from d3still.distillers.base import Distiller, Pair
+from d3still.distillers.base import Distiller, Pairs
 from d3still.errors import UserError
 from d3still.registry import ConfiguredRegistry
 
@@ -32,25 +31,18 @@ class Built:
 # device; `report` is the saved one when a run is resumed, so that nothing is analysed twice.
 # `Distiller.prepare` gets the same `pairs`, before. One pass for both would save only the query network's part of it
 # (RAHO with SSP, stage 2), and would tie what a loss keeps as tensors to what an optimizer keeps as a report.
-Builder = Callable[[CfgNode, Distiller, Callable[[], Iterable[Pair]], "dict[str, Any] | None"], Built]
+Builder = Callable[[CfgNode, Distiller, Pairs, "dict[str, Any] | None"], Built]
 
 OPTIMIZER_BUILDERS = ConfiguredRegistry("optimizer builder", "SOLVER.OPTIMIZER_BUILDER")
 
 
-def build_optimizer(
-    cfg: CfgNode,
-    distiller: Distiller,
-    pairs: Callable[[], Iterable[Pair]],
-    report: dict[str, Any] | None = None,
-) -> Built:
+def build_optimizer(cfg: CfgNode, distiller: Distiller, pairs: Pairs, report: dict[str, Any] | None = None) -> Built:
     """The optimizer of ``SOLVER.OPTIMIZER_BUILDER`` over what ``distiller`` trains."""
     return OPTIMIZER_BUILDERS.get(cfg.SOLVER.OPTIMIZER_BUILDER)(cfg, distiller, pairs, report)
 
 
 @OPTIMIZER_BUILDERS.register("Uniform")
-def uniform(
-    cfg: CfgNode, distiller: Distiller, pairs: Callable[[], Iterable[Pair]], report: dict[str, Any] | None
-) -> Built:
+def uniform(cfg: CfgNode, distiller: Distiller, pairs: Pairs, report: dict[str, Any] | None) -> Built:
     """One learning rate for every parameter, but for the head's and the biases' own factors."""
     return Built(make_optimizer(cfg, parameter_groups(cfg, distiller.learnable_parameters())))
 
@@ -94,6 +86,5 @@ def make_optimizer(cfg: CfgNode, groups: list[dict[str, Any]]) -> Optimizer:
     name = cfg.SOLVER.OPTIMIZER_NAME
     if name not in OPTIMIZERS:
         raise UserError(f"SOLVER.OPTIMIZER_NAME '{name}' is not known; choose one of {', '.join(OPTIMIZERS)}")
-    kind = OPTIMIZERS[name]
-    accepts_momentum = "momentum" in inspect.signature(kind).parameters
-    return kind(groups, lr=cfg.SOLVER.BASE_LR, **({"momentum": cfg.SOLVER.MOMENTUM} if accepts_momentum else {}))
+    momentum = {"momentum": cfg.SOLVER.MOMENTUM} if name == "SGD" else {}
+    return OPTIMIZERS[name](groups, lr=cfg.SOLVER.BASE_LR, **momentum)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from d3still.config.rules import FRACTION, NOT_NEGATIVE
 from d3still.distillers.acd.analysis import measure_importance
-from d3still.distillers.base import Distiller, Pair
+from d3still.distillers.base import Distiller, Pairs
 from d3still.errors import UserError
 from d3still.solver.optimizers import OPTIMIZER_BUILDERS, Built, make_optimizer, parameter_groups
 
@@ -31,9 +31,7 @@ TIER_POWERS = {"unimportant_at_both": 0, "unimportant_at_high_resolution_only": 
         "MAX_BATCHES": (0, NOT_NEGATIVE),  # batches of the analysis; 0 = one whole pass
     },
 )
-def raho(
-    cfg: CfgNode, distiller: Distiller, pairs: Callable[[], Iterable[Pair]], report: dict[str, Any] | None
-) -> Built:
+def raho(cfg: CfgNode, distiller: Distiller, pairs: Pairs, report: dict[str, Any] | None) -> Built:
     """Learning rates lr, γ·lr and γ²·lr by block importance, measured on the pair batches (at most MAX_BATCHES).
 
     Raises:
@@ -62,7 +60,7 @@ def tier_and_factor(groups: Mapping[str, Iterable[str]], gamma: float, name: str
     return tier, gamma ** TIER_POWERS[tier]
 
 
-def analyse(cfg: CfgNode, distiller: Distiller, pairs: Callable[[], Iterable[Pair]]) -> dict[str, Any]:
+def analyse(cfg: CfgNode, distiller: Distiller, pairs: Pairs) -> dict[str, Any]:
     """Scores and groups of the gallery network's blocks, as plain values: {"groups": …, "scores": …}."""
     batches = islice(pairs(), cfg.RAHO.MAX_BATCHES or None)
     importance = measure_importance(distiller.gallery, distiller.query, batches)

@@ -166,7 +166,7 @@ def test_it_is_a_registered_dataset_found_from_the_folder_above(whole, for_test)
     assert build_dataset("emoji", whole.parent) == for_test
     assert len(build_dataset("emoji", str(whole), split="val").train) == 4102
     with pytest.raises(UserError, match=r"SPLIT 'dev' is not one of test, val"):
-        emoji(whole, split="dev")
+        build_dataset("emoji", whole, split="dev")
 
 
 # ---- the images

@@ -72,9 +72,7 @@ def test_place_equals_flip_pad_crop():
                 np.testing.assert_array_equal(target, expected.numpy())
 
 
-@given(
-    height=st.integers(1, 9), width=st.integers(1, 9), down=st.integers(-12, 12), right=st.integers(-12, 12)
-)
+@given(height=st.integers(1, 9), width=st.integers(1, 9), down=st.integers(-12, 12), right=st.integers(-12, 12))
 @settings(max_examples=60, deadline=None)
 def test_place_with_padding_wider_than_the_image(height, width, down, right):
     image = torch.randint(1, 256, (3, height, width), dtype=torch.uint8)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from d3still.config import get_cfg
-from d3still.distillers import DISTILLERS, Pair
+from d3still.distillers import DISTILLERS, Pair, SupervisedLoss
 from d3still.distillers.acd import collaborative_logits, collaborative_logits_loss
 from d3still.distillers.rop import rop_loss
 from d3still.errors import UserError
@@ -169,6 +169,12 @@ def test_ugd_stage_out_of_range_is_named():
 def test_acd_over_something_that_is_no_baseline(baseline):
     with pytest.raises(UserError, match=rf"ACD.BASELINE '{baseline}' is not a known baseline"):
         build("ACD", baseline=baseline)
+
+
+def test_an_argument_that_the_loss_does_not_take_is_refused():
+    networks = {"query": build_model("ResNet18", CLASSES), "gallery": build_model("ResNet18", CLASSES)}
+    with pytest.raises(TypeError, match="kd_wieght"):
+        DISTILLERS.get("CC")(**networks, supervised=SupervisedLoss(), normalize=True, kd_wieght=2.0)
 
 
 def test_weights_of_zero_leave_only_the_supervised_losses():

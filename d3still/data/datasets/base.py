@@ -128,13 +128,13 @@ class RetrievalDataset:
                 f"{self.name}: DATASETS.SPLIT 'val' holds out every {_HELD_OUT}th training identity, "
                 f"but there are {self.num_classes}"
             )
-        held = [sample for sample in self.train if sample.identity % _HELD_OUT == _HELD_OUT - 1]
-        cameras: dict[int, set[int]] = {}
-        for sample in held:
-            cameras.setdefault(sample.identity, set()).add(sample.camera)
-        crossed = any(len(seen) > 1 for seen in cameras.values())
-        kept = [Record(s.path, s.name, s.camera, s.box) for s in self.train if s.identity % _HELD_OUT != _HELD_OUT - 1]
-        tested = [Record(s.path, s.name, s.camera if crossed else None, s.box) for s in held]
+        kept, held = [], []
+        for sample in self.train:
+            record = Record(sample.path, sample.name, sample.camera, sample.box)
+            (held if sample.identity % _HELD_OUT == _HELD_OUT - 1 else kept).append(record)
+        seen = {(record.identity, record.camera) for record in held}
+        crossed = len(seen) > len({identity for identity, _ in seen})
+        tested = held if crossed else [record._replace(camera=None) for record in held]
         dataset = RetrievalDataset.from_records(self.name, kept, tested, tested)
         dataset.notes = list(self.notes)
         return dataset
@@ -148,26 +148,18 @@ class RetrievalDataset:
         Raises:
             UserError: a part is empty, an image is listed twice, or a training identity is negative.
         """
-        parts = {
-            part: _sorted_unique(name, part, records)
+        train, query, gallery = (
+            _sorted_unique(name, part, records)
             for part, records in (("train", train), ("query", query), ("gallery", gallery))
-        }
-        labels = {str(identity): label for label, identity in enumerate(_in_order(parts["train"]))}
+        )
+        labels = {str(identity): label for label, identity in enumerate(_in_order(train))}
         if str(JUNK_IDENTITY) in labels:
             raise UserError(
-                f"{name}: training image {_first_junk(parts['train'])} has the junk identity "
+                f"{name}: training image {_first_junk(train)} has the junk identity "
                 f"{JUNK_IDENTITY}, which only gallery images may have"
             )
-        tested = parts["query"] + parts["gallery"]
-        numbers = _numbers(_in_order(tested))
-        names, cameras = _names(tested, numbers), _own_cameras(tested)
-        return cls(
-            name=name,
-            train=_samples(parts["train"], labels, _names(parts["train"], labels), _own_cameras(parts["train"])),
-            query=_samples(parts["query"], numbers, names, cameras),
-            gallery=_samples(parts["gallery"], numbers, names, cameras),
-            identity_map=labels,
-        )
+        tested = _samples(query + gallery, _numbers(_in_order(query + gallery)))
+        return cls(name, _samples(train, labels), tested[: len(query)], tested[len(query) :], labels)
 
 
 def _sorted_unique(name: str, part: str, records: Iterable[Record]) -> list[Record]:
@@ -219,23 +211,19 @@ def _own_cameras(records: Sequence[Record]) -> dict[str, int]:
     return {path: camera for camera, path in enumerate(alone, start=first)}
 
 
-def _samples(
-    records: Sequence[Record], numbers: dict[str, int], names: dict[int, str], cameras: dict[str, int]
-) -> list[Sample]:
+def _samples(records: Sequence[Record], numbers: dict[str, int]) -> list[Sample]:
+    """The records as samples; a number's name is as the first of its images spells it: "0700" rather than 700."""
+    identities, cameras = [_number(record, numbers) for record in records], _own_cameras(records)
+    names = {number: str(record.identity) for record, number in reversed([*zip(records, identities, strict=True)])}
     return [
         Sample(r.path, number, cameras[r.path] if r.camera is None else r.camera, r.box, names[number])
-        for r, number in ((record, _number(record, numbers)) for record in records)
+        for r, number in zip(records, identities, strict=True)
     ]
 
 
 def _number(record: Record, numbers: dict[str, int]) -> int:
     text = str(record.identity)
     return numbers[text] if text in numbers else numbers[str(int(record.identity))]
-
-
-def _names(records: Sequence[Record], numbers: dict[str, int]) -> dict[int, str]:
-    """Each number's name, as the first of its images spells it: "0700" rather than 700."""
-    return {_number(record, numbers): str(record.identity) for record in reversed(records)}
 
 
 def _first_junk(records: Sequence[Record]) -> str:

@@ -97,8 +97,7 @@ def require_files(name: str, paths: Iterable[str], source: Path | None) -> None:
             missing.append(path)
     if missing:
         raise UserError(
-            f"{name}: {source} lists {len(missing)} images that are not there: {some(missing)}; "
-            "unpack the images again"
+            f"{name}: {source} lists {len(missing)} images that are not there: {some(missing)}; unpack the images again"
         )
 
 

@@ -32,11 +32,8 @@ def folder(root: Path, *, split: str = "test", camera_pattern: str = "") -> Retr
     if own_validation:
         names = ("train", VALIDATION, VALIDATION)
     parts = [_part(require_child(root, name)) for name in names]
-    if camera_pattern:
-        cameras = _cameras([path for part in parts for path in part], camera_pattern)
-        records = [[Record(p, identity, cameras[p]) for p, identity in part.items()] for part in parts]
-    else:
-        records = [[Record(p, identity) for p, identity in part.items()] for part in parts]
+    cameras = _cameras([path for part in parts for path in part], camera_pattern) if camera_pattern else {}
+    records = [[Record(path, identity, cameras.get(path)) for path, identity in part.items()] for part in parts]
     dataset = RetrievalDataset.from_records(NAME, *records)
     return dataset.hold_out() if split == "val" and not own_validation else dataset
 

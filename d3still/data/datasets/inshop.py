@@ -50,9 +50,7 @@ def _read_names(name: str, paths: PartPaths) -> Parts:
     parts = {}
     for (part, camera), images in zip(PART_CAMERAS.items(), paths, strict=True):
         matches = match_names(name, images, [_NAME_PATTERN])
-        parts[part] = [
-            Record(path, int(match[1]), camera) for path, match in zip(images, matches, strict=True)
-        ]
+        parts[part] = [Record(path, int(match[1]), camera) for path, match in zip(images, matches, strict=True)]
     return Parts(**parts)
 
 

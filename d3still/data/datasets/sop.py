@@ -44,9 +44,7 @@ def _listed(list_file: Path) -> list[Record]:
         if fields[0] == "image_id":
             continue
         if len(fields) < _COLUMNS or not fields[1].isdecimal():
-            raise UserError(
-                f"{NAME}: {list_file} line {number} is not 'image_id class_id super_class_id path': {line}"
-            )
+            raise UserError(f"{NAME}: {list_file} line {number} is not 'image_id class_id super_class_id path': {line}")
         records.append(Record(str(list_file.parent / fields[3]), int(fields[1])))
     require_files(NAME, [record.path for record in records], list_file)
     return records

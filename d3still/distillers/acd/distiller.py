@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from d3still.config.rules import NOT_NEGATIVE, TEMPERATURE, Rule
 from d3still.distillers.acd.logits import collaborative_logits, collaborative_logits_loss
-from d3still.distillers.base import Distiller, Pair, Side
+from d3still.distillers.base import Distiller, Pairs, Side
 from d3still.distillers.registry import DISTILLERS
 from d3still.errors import UserError
 from d3still.modeling import ModelOutput
@@ -47,9 +45,9 @@ class ACD(Distiller):
     @classmethod
     def build(cls, cfg: CfgNode, query: nn.Module | None, gallery: nn.Module, learner: Side = "gallery") -> Distiller:
         name = cfg.ACD.BASELINE
-        if name not in DISTILLERS or not DISTILLERS.get(name).uses_pairs or DISTILLERS.get(name) is cls:
-            known = ", ".join(entry for entry in DISTILLERS if entry not in ("NONE", "ACD"))
-            raise UserError(f"ACD.BASELINE '{name}' is not a known baseline; known: {known}")
+        known = [entry for entry in DISTILLERS if entry != "ACD" and DISTILLERS.get(entry).uses_pairs]
+        if name not in known:
+            raise UserError(f"ACD.BASELINE '{name}' is not a known baseline; known: {', '.join(known)}")
         baseline = DISTILLERS.get(name).build(cfg, query, gallery, learner="gallery")
         distiller = cls(baseline=baseline, **cls.settings(cfg))
         distiller.freeze()
@@ -63,7 +61,7 @@ class ACD(Distiller):
     def baseline(self) -> Distiller:
         return self._baseline[0]
 
-    def prepare(self, pairs: Callable[[], Iterable[Pair]]) -> None:
+    def prepare(self, pairs: Pairs) -> None:
         self.baseline.prepare(pairs)
 
     def feature_loss(self, query: ModelOutput, gallery: ModelOutput, labels: Tensor) -> Tensor:

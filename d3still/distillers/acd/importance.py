@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 class ImportanceGroups:
     """Names of all blocks by tier (METHOD, RAHO), in the network's order; block 0 counts as important."""
 
-    unimportant_at_both: list[str] = field(default_factory=list)
-    unimportant_at_high_resolution_only: list[str] = field(default_factory=list)
-    important: list[str] = field(default_factory=list)
+    unimportant_at_both: list[str]
+    unimportant_at_high_resolution_only: list[str]
+    important: list[str]
 
     def __getitem__(self, tier: str) -> list[str]:
         """The names of one tier, by its field's name."""
