@@ -181,7 +181,7 @@ class RunFolder:
 
     def _ways_out(self, spoilt: Path) -> str:
         """What to do about a checkpoint that cannot be gone on with."""
-        numbers = {int(path.stem.split("_")[1]) for path in self.path.glob("epoch_*.pth") if path.stem[6:].isdigit()}
+        numbers = {int(path.stem.split("_")[1]) for path in self.path.glob("epoch_*.pth") if path.stem[6:].isdecimal()}
         others = [self.path / f"epoch_{number}.pth" for number in sorted(numbers, reverse=True)]
         usable = next((path for path in [self.last, *others] if path.exists() and path != spoilt), None)
         on = f"go on with --resume {usable}, or " if usable else ""
