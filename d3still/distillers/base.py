@@ -65,7 +65,7 @@ class Distiller(nn.Module):
         options: arguments of `loss_function` by their names.
 
     Raises:
-        TypeError: for an option that `loss_function` does not take.
+        TypeError: for an option that `loss_function` does not take, and for one that it needs.
     """
 
     section: ClassVar[str]  # its config section, set by DISTILLERS.register
@@ -82,7 +82,9 @@ class Distiller(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        inspect.signature(self.loss_function).bind_partial(None, None, **options)
+        signature = inspect.signature(self.loss_function)
+        batch = {"labels": None} if "labels" in signature.parameters else {}
+        signature.bind(None, None, **batch, **options)
         self.query, self.gallery = query, gallery
         self.extra = nn.ModuleDict()  # learnable parts of a baseline beside the query network
         self.prepared: dict[str, Tensor] = {}  # what `prepare` found, kept in checkpoints

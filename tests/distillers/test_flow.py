@@ -177,6 +177,16 @@ def test_an_argument_that_the_loss_does_not_take_is_refused():
         DISTILLERS.get("CC")(**networks, supervised=SupervisedLoss(), normalize=True, kd_wieght=2.0)
 
 
+@pytest.mark.parametrize(
+    ("baseline", "given", "lacking"),
+    [("D3", {"alpha": 1.0, "beta": 1.0, "gamma": 1.0}, "topk"), ("VanillaKD", {}, "temperature")],
+)
+def test_an_argument_that_the_loss_needs_is_asked_for_at_once(baseline, given, lacking):
+    networks = {"query": build_model("ResNet18", CLASSES), "gallery": build_model("ResNet18", CLASSES)}
+    with pytest.raises(TypeError, match=lacking):
+        DISTILLERS.get(baseline)(**networks, supervised=SupervisedLoss(), **given)
+
+
 def test_weights_of_zero_leave_only_the_supervised_losses():
     # the control "finetune": RAHO's rates, no distillation
     distiller = build("ACD", "ROP.KD_WEIGHT", 0.0, "ACD.ALPHA", 0.0, "ACD.BETA", 0.0)
