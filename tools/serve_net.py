@@ -64,7 +64,7 @@ def sample_queries(named: str | None, embedder: Embedder | None) -> list[Gallery
     else:
         try:
             listed = list_images(run_dataset(embedder.description).query)
-        except (UserError, KeyError):  # the data is not on this machine
+        except UserError:  # the data is not on this machine, or not known
             return []
     firsts = list({image.identity or image.path: image for image in reversed(listed)}.values())[::-1]
     return firsts[:: max(1, len(firsts) // SAMPLES)][:SAMPLES]

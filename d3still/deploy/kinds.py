@@ -363,7 +363,7 @@ def _run_queries(embedder: Embedder, gallery: Sequence[GalleryImage]) -> list[Ga
     """The queries of the dataset that the network's run was tested on, if the gallery is of that dataset."""
     try:
         dataset = run_dataset(embedder.description)
-    except (UserError, KeyError):  # it is not on this machine, or not known
+    except UserError:  # it is not on this machine, or not known
         return []
     held = {image.path for image in gallery}
     return list_images(dataset.query) if any(image.path in held for image in list_images(dataset.gallery)) else []

@@ -75,12 +75,17 @@ def run_dataset(description: Description) -> RetrievalDataset:
     """The dataset that a network's run was tested on.
 
     Raises:
-        UserError: it is not where the run's config says.
+        UserError: it is not where the run's config says, or the config is only a part, which names none.
     """
-    dataset = description.config["DATASETS"]
-    return build_dataset(
-        dataset["NAMES"], dataset["ROOT_DIR"], split=dataset["SPLIT"], camera_pattern=dataset["CAMERA_PATTERN"]
-    )
+    try:
+        names, root, split, pattern = (
+            description.config["DATASETS"][key] for key in ("NAMES", "ROOT_DIR", "SPLIT", "CAMERA_PATTERN")
+        )
+    except KeyError as error:
+        raise UserError(
+            f"which dataset the {description} was trained on is not known; name the images (--images, --calibration)"
+        ) from error
+    return build_dataset(names, root, split=split, camera_pattern=pattern)
 
 
 def _of_path(source: Path) -> list[GalleryImage]:

@@ -1,5 +1,6 @@
 """Which images a folder, a table or a list means."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,10 @@ def test_the_gallery_of_a_run(tmp_path):
     gallery = list_images(run_dataset(description).gallery)
     assert sorted(Path(image.path).name for image in gallery) == sorted(names)
     assert {image.identity for image in gallery} == {"11", "12", "13"}
+
+
+def test_the_dataset_of_a_config_that_names_none(tmp_path):
+    _, description = open_network(save_run(tmp_path / "last.pth"))
+    for config in ({}, {"DATASETS": {"NAMES": "VeRi776"}}):
+        with pytest.raises(UserError, match=r"which dataset the query network .* not known; name the images"):
+            run_dataset(replace(description, config=config))
