@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
+from collections.abc import Iterable
 
 JOINERS = "\u200c\u200d"  # invisible, but Persian names and composed emoji need them, and they move nothing
 
@@ -24,6 +25,12 @@ def visible(value: object) -> str:
 def file_name(path: object) -> str:
     """The last part of a path written on any system."""
     return str(path).replace("\\", "/").rpartition("/")[2]
+
+
+def some(items: Iterable[object], most: int = 3) -> str:
+    """The first few items for a message, and a sign that there are more."""
+    listed = list(items)
+    return ", ".join(map(str, listed[:most])) + (", …" if len(listed) > most else "")
 
 
 class VisibleFormatter(logging.Formatter):

@@ -82,7 +82,7 @@ def main() -> int:
     from d3still.plans.training import Training
     from d3still.reporting.comparison import compare
     from d3still.reporting.outputs import REPORT, write_comparison
-    from d3still.reporting.stored import ranked_lists
+    from d3still.reporting.stored import kept_lists
     from d3still.runs.finished import find_runs, read_runs
 
     training = Training()
@@ -110,7 +110,7 @@ def main() -> int:
         if not comparison.rows:
             raise UserError("no run of stage 1 or 2 is finished, so there is nothing to compare")
         out = args.out or root / "compare"
-        print(write_comparison(comparison, out, partial(ranked_lists, embed_run), *args.queries))
+        print(write_comparison(comparison, out, partial(kept_lists, embed_run), *args.queries))
     print(visible(out / REPORT))
     return SOME_FAILED if not args.log and notes else 0
 

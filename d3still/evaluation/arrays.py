@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from d3still.errors import UserError
+from d3still.text import some
 
 
 def comparable(query_feats: Any, gallery_feats: Any) -> tuple[Tensor, Tensor]:
@@ -74,11 +74,6 @@ def check_finite(values: Tensor, what: str) -> None:
         f"{len(rows)} of {len(values)} {what} are NaN or infinite (those of images {named}, counted from 0): "
         "look at these images, and at whether the training diverged"
     )
-
-
-def some(values: Sequence[object], most: int) -> str:
-    """The first few of them, for a message."""
-    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
 
 
 def at_least(least: int, value: int, name: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from d3still.errors import UserError
-from d3still.evaluation.arrays import some
+from d3still.text import some
 
 JUNK_IDENTITY = -1  # images without an identity: never ranked, neither as hit nor as miss
 
@@ -122,7 +122,7 @@ def _why_no_match(matches: Matches, query_ids: np.ndarray, gallery_ids: np.ndarr
             "camera, and the same-camera rule removes those; set TEST.EXCLUDE_SAME_CAMERA: False "
             "(exclude_same_camera=False) to keep them"
         )
-    known = [some(np.unique(ids), most=3) for ids in (query_ids, gallery_ids)]
+    known = [some(np.unique(ids)) for ids in (query_ids, gallery_ids)]
     return (
         "no query has a match: no query identity occurs in the gallery "
         f"(query identities {known[0]}; gallery identities {known[1]}; {JUNK_IDENTITY} marks junk)"

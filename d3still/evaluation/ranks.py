@@ -21,7 +21,7 @@ _GROUP = 1 << 20  # scores that one worker takes at a time: some 60 MiB while it
 _MOST_WORKERS = 4
 _LEVEL_BITS = 15  # at least, of scores between a query's lowest hit and its best answer
 
-Pairs = tuple[np.ndarray, np.ndarray]
+Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def rank(scores: Scores, matches: Matches) -> np.ndarray:
@@ -29,7 +29,7 @@ def rank(scores: Scores, matches: Matches) -> np.ndarray:
     measures = np.full((3, len(matches.start)), np.nan)
     with ThreadPoolExecutor(min(torch.get_num_threads(), _MOST_WORKERS)) as workers:
 
-        def finish(part: Pairs) -> None:
+        def finish(part: Arrays) -> None:
             queries, block = part
             rows, before = _misses_before(scores, matches, queries, block)
             measures[:, queries] = measure(rows, before)
@@ -39,7 +39,7 @@ def rank(scores: Scores, matches: Matches) -> np.ndarray:
     return measures
 
 
-def _blocks(scores: Scores, matches: Matches, queries: np.ndarray) -> Iterator[list[Pairs]]:
+def _blocks(scores: Scores, matches: Matches, queries: np.ndarray) -> Iterator[list[Arrays]]:
     """Queries with their scores (n, N), in groups for one worker each; a block of groups at a time."""
     width = len(matches.gallery_order)
     step, group = (max(1, count // width) for count in (_BLOCK, _GROUP))
@@ -51,7 +51,7 @@ def _blocks(scores: Scores, matches: Matches, queries: np.ndarray) -> Iterator[l
         yield [(part[at : at + group], buffer[at : min(at + group, len(part))]) for at in cuts]
 
 
-def _misses_before(scores: Scores, matches: Matches, queries: np.ndarray, block: np.ndarray) -> Pairs:
+def _misses_before(scores: Scores, matches: Matches, queries: np.ndarray, block: np.ndarray) -> Arrays:
     """Row of each hit of ``queries``, and how many misses rank before it (T,). Overwrites ``block``."""
     rows, columns = matches.hits(queries)
     level = block[rows, columns].astype(np.float64)
@@ -105,13 +105,13 @@ class _Line:
         """Whole numbers that never fall where scores rise."""
         return np.clip((scores - self._floor[rows]) * self._scale[rows], 0, self._highest).astype(np.int64)
 
-    def between(self, rows: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> Pairs:
+    def between(self, rows: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> Arrays:
         """Where on the line the scores of these rows begin and end that may lie between two numbers."""
         first, last = (self._levels(rows, edge) for edge in (lowest, highest))
         base = rows << self._row_shift
         return tuple(self._keys.searchsorted(base + (edge << self._bits)) for edge in (first, last + 1))
 
-    def at(self, places: np.ndarray) -> Pairs:
+    def at(self, places: np.ndarray) -> Arrays:
         """Row and column of the scores at these places of the line."""
         return self._rows[places], self._keys[places] & ((1 << self._bits) - 1)
 
@@ -162,7 +162,7 @@ def ranked_lists(scores: Scores, matches: Matches, topk: int) -> RankedLists:
     return lists
 
 
-def _best(scores: Scores, matches: Matches, query: int, row: np.ndarray, length: int) -> Pairs:
+def _best(scores: Scores, matches: Matches, query: int, row: np.ndarray, length: int) -> Arrays:
     """The columns that rank first, in order, and which are of the query's identity."""
     last = row.argpartition(-length)[[-length]]
     tie, error = scores.bands(np.array([query]), last, row[last].astype(np.float64))

@@ -24,7 +24,7 @@ TOPK = 10  # images of each list
 WHOLE = (-1, -1, -1, -1)  # the box of an image of which all is used
 
 
-def ranked_lists(embed: Callable[[Run], Embedded], run: Run, paths: Sequence[str]) -> Mapping[str, RankedList]:
+def kept_lists(embed: Callable[[Run], Embedded], run: Run, paths: Sequence[str]) -> Mapping[str, RankedList]:
     """The AIR list of each query of a run; those of all its queries are made and kept when first asked for.
 
     Args:

@@ -13,7 +13,7 @@ from d3still.evaluation import evaluate_ranking
 from d3still.evaluation.lists import Embedded, Features, Ranking, most_changed, rank, with_excluded, worst
 from d3still.reporting import stored
 from d3still.reporting.choose import by_name, choose, gains_over
-from d3still.reporting.stored import ranked_lists
+from d3still.reporting.stored import kept_lists
 from d3still.runs.finished import read_run
 from tests.reporting.fabricate import make_log
 
@@ -183,8 +183,8 @@ def test_lists_are_made_once_and_kept(run, queries):
         return of_run(wanted, queries)
 
     paths = [queries[7][0], queries[3][0]]
-    first = ranked_lists(embed, run, paths)
-    again = ranked_lists(embed, read_run(run.folder), paths)
+    first = kept_lists(embed, run, paths)
+    again = kept_lists(embed, read_run(run.folder), paths)
     assert len(made) == 1 and list(again) == paths
     direct = rank(of_run(run, queries), "cosine", True, stored.TOPK)
     for path, place in zip(paths, (7, 3), strict=True):
@@ -196,19 +196,19 @@ def test_lists_are_made_once_and_kept(run, queries):
 def test_a_run_trained_again_has_new_lists(run, queries):
     made = []
     embed = lambda wanted: (made.append(1), of_run(wanted, queries))[1]  # noqa: E731
-    ranked_lists(embed, run, [queries[0][0]])
+    kept_lists(embed, run, [queries[0][0]])
     metrics = json.loads((run.folder / "metrics.json").read_text())
     (run.folder / "metrics.json").write_text(json.dumps(metrics | {"seconds": 13.0}))
-    ranked_lists(embed, read_run(run.folder), [queries[0][0]])
+    kept_lists(embed, read_run(run.folder), [queries[0][0]])
     assert len(made) == 2
 
 
 def test_damaged_lists_are_made_again(run, queries):
     (run.folder / stored.FILE).write_bytes(b"PK\x03\x04")
-    assert ranked_lists(lambda wanted: of_run(wanted, queries), run, [queries[0][0]])
+    assert kept_lists(lambda wanted: of_run(wanted, queries), run, [queries[0][0]])
 
 
 def test_lists_of_a_dataset_that_lost_a_query(run, queries):
     embed = lambda wanted: of_run(wanted, queries[1:])  # noqa: E731
     with pytest.raises(UserError, match="has no query"):
-        ranked_lists(embed, run, [queries[0][0]])
+        kept_lists(embed, run, [queries[0][0]])

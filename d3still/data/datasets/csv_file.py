@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset, camera_numbers
-from d3still.data.datasets.files import some
 from d3still.data.datasets.table import TABLE_SUFFIXES, TRAIN, TableRow, read_table
 from d3still.errors import UserError
+from d3still.text import some
 
 NAME = "csv"
 

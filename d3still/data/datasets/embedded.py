@@ -16,9 +16,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from d3still.data.datasets.base import Record, RetrievalDataset
-from d3still.data.datasets.files import NotHere, some
+from d3still.data.datasets.files import NotHere
 from d3still.errors import UserError
 from d3still.files import require_regular
+from d3still.text import some
 
 logger = logging.getLogger(__name__)
 

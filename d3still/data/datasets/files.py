@@ -9,8 +9,7 @@ from pathlib import Path
 from d3still.data.image import IMAGE_SUFFIXES, is_image_name
 from d3still.errors import UserError
 from d3still.files import require_regular
-
-SHOWN = 3  # how many offending files an error names
+from d3still.text import some
 
 
 class NotHere(UserError):
@@ -99,9 +98,3 @@ def require_files(name: str, paths: Iterable[str], source: Path | None) -> None:
         raise UserError(
             f"{name}: {source} lists {len(missing)} images that are not there: {some(missing)}; unpack the images again"
         )
-
-
-def some(items: Iterable[str]) -> str:
-    """The first few items for an error, and a sign that there are more."""
-    listed = list(items)
-    return ", ".join(listed[:SHOWN]) + (", …" if len(listed) > SHOWN else "")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d3still.data.datasets.base import DATASETS, Record, RetrievalDataset, camera_numbers
-from d3still.data.datasets.files import child, require_child, require_images, some
+from d3still.data.datasets.files import child, require_child, require_images
 from d3still.errors import UserError
+from d3still.text import some
 
 NAME = "folder"
 VALIDATION = "validation"

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 from d3still.data.datasets.base import DATASETS, Box, Record, RetrievalDataset
-from d3still.data.datasets.files import child, read_lines, require_child, require_files, some
+from d3still.data.datasets.files import child, read_lines, require_child, require_files
 from d3still.data.datasets.layout import Layout, PartPaths, Parts, load_benchmark, match_names, rearranged
 from d3still.errors import UserError
+from d3still.text import some
 
 NAME, NAME_CROPPED = "InShop", "InShopCropped"
 FOLDERS = (

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from d3still.data.datasets.base import Record, RetrievalDataset
-from d3still.data.datasets.files import NotHere, child, require_child, require_images, some
+from d3still.data.datasets.files import NotHere, child, require_child, require_images
 from d3still.errors import UserError
+from d3still.text import some
 
 
 @dataclass

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from d3still.data.datasets.base import DATASETS, RetrievalDataset
-from d3still.data.datasets.files import child, read_lines, require_child, require_files, some
+from d3still.data.datasets.files import child, read_lines, require_child, require_files
 from d3still.data.datasets.layout import Layout, Parts, load_benchmark, names_with_camera, rearranged
 from d3still.errors import UserError
+from d3still.text import some
 
 NAME = "MSMT17"
 FOLDERS = ("MSMT17", "MSMT17_V1", "MSMT17_V2")
